@@ -1,0 +1,32 @@
+"""The artefact that crosses to a robot: all that a robot's process imports of the core."""
+
+from kdmarl_core.bundle.manifest import (
+    MANIFEST,
+    MODEL,
+    SCHEMA_VERSION,
+    BlockEntry,
+    Manifest,
+    Measured,
+    ModelEntry,
+    StudentEntry,
+    TeacherEntry,
+    read_bundle,
+    write_bundle,
+)
+from kdmarl_core.bundle.policy import BundlePolicy, load_policy
+
+__all__ = [
+    "MANIFEST",
+    "MODEL",
+    "SCHEMA_VERSION",
+    "BlockEntry",
+    "BundlePolicy",
+    "Manifest",
+    "Measured",
+    "ModelEntry",
+    "StudentEntry",
+    "TeacherEntry",
+    "load_policy",
+    "read_bundle",
+    "write_bundle",
+]

@@ -1,0 +1,158 @@
+"""`manifest.json`: what a robot must know of its model, checked before it is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kdmarl_core.errors import UserError
+from kdmarl_core.schema import from_mapping, read_json
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """One input block, in the order in which blocks are concatenated."""
+
+    name: str
+    size: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class StudentEntry:
+    """The network and what one decision costs, counted from the ONNX graph."""
+
+    network: str
+    width: int
+    parameters: int
+    flops_per_decision: int
+
+
+@dataclass(frozen=True)
+class TeacherEntry:
+    """Where the behaviour came from."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The whole team's score in the task's reference simulator, greedy actions."""
+
+    episodes: int
+    seed: int
+    student_return: float
+    teacher_return: float
+    random_return: float
+    retention: float
+    retention_low: float
+    retention_high: float
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """The file that was hashed."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything beside the weights."""
+
+    schema_version: int
+    kdmarl_version: str
+    team: str
+    robot: str
+    task: str
+    agent: str
+    rate_hz: float
+    blocks: tuple[BlockEntry, ...]
+    actions: tuple[str, ...]
+    safe_action: str
+    student: StudentEntry
+    teacher: TeacherEntry
+    measured: Measured | None  # None while a model is being exported
+    model: ModelEntry
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise UserError(
+                f"schema_version: {self.schema_version} is not the {SCHEMA_VERSION} that this "
+                "version reads; export the bundle again with this version"
+            )
+        names = [block.name for block in self.blocks]
+        if not names or len(set(names)) != len(names):
+            raise UserError(f"blocks: {names} must be distinct and not empty; export again")
+        for block in self.blocks:
+            if block.size < 1:
+                raise UserError(
+                    f"blocks: {block.name}: size {block.size} is below 1; export again"
+                )
+        if self.safe_action not in self.actions:
+            raise UserError(
+                f"safe_action: '{self.safe_action}' is not one of {list(self.actions)}; "
+                "export again"
+            )
+
+    @cached_property
+    def observation_size(self) -> int:
+        """Number of input features of all blocks."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def safe_index(self) -> int:
+        """Index of the action that is published when no decision can be trusted."""
+        return self.actions.index(self.safe_action)
+
+
+def write_bundle(folder: Path, manifest: Manifest, model: bytes) -> Manifest:
+    """Write a bundle into an existing folder; returns the manifest with hash and size."""
+    entry = ModelEntry(MODEL, hashlib.sha256(model).hexdigest(), len(model))
+    manifest = dataclasses.replace(manifest, model=entry)
+    (folder / MODEL).write_bytes(model)
+    (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    return manifest
+
+
+def read_bundle(folder: Path) -> tuple[Manifest, bytes]:
+    """The manifest and the very bytes that were verified against it.
+
+    Raises:
+        UserError: a file is missing or unreadable, the manifest is of another version or
+        inconsistent,
+            or the model is not the one that was hashed.
+    """
+    path = folder / MANIFEST
+    manifest = from_mapping(Manifest, read_json(path), str(path))
+    if manifest.model.file != MODEL:
+        raise UserError(f"{path}: model.file: '{manifest.model.file}' must be '{MODEL}'")
+    try:
+        model = (folder / MODEL).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{folder / MODEL}: cannot be read ({error.strerror}); copy the bundle again"
+        ) from None
+    if len(model) != manifest.model.bytes:
+        raise UserError(
+            f"{folder / MODEL}: {len(model)} bytes, the manifest says {manifest.model.bytes}; "
+            "copy the bundle again"
+        )
+    found = hashlib.sha256(model).hexdigest()
+    if found != manifest.model.sha256:
+        raise UserError(
+            f"{folder / MODEL}: SHA-256 {found[:12]}... is not the manifest's "
+            f"{manifest.model.sha256[:12]}...; the model was altered, copy the bundle again"
+        )
+    return manifest, model

@@ -1,0 +1,88 @@
+"""A bundle that acts: numpy and ONNX Runtime, one thread, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from kdmarl_core.bundle.manifest import MODEL, Manifest, read_bundle
+from kdmarl_core.errors import UserError
+
+OBSERVATION = "observation"
+LOGITS = "logits"
+
+
+class BundlePolicy:
+    """One robot's decentralised actor: its own blocks in, an action index out."""
+
+    def __init__(self, manifest: Manifest, model: bytes, where: str = MODEL) -> None:
+        """Open the verified bytes of a model.
+
+        Raises:
+            UserError: ONNX Runtime refuses them, or inputs and outputs are not the manifest's.
+        """
+        self.manifest = manifest
+        self._session = _open_session(model, where)
+        self._check_interface(where)
+        self._feed = np.zeros((1, manifest.observation_size), np.float32)
+        self._inputs = {OBSERVATION: self._feed}
+        self._outputs = [LOGITS]
+
+    def reset(self) -> None:
+        """Forget the past, at the start of every episode. Feed-forward students have none."""
+
+    def logits(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Unnormalised log-probabilities [A] of the blocks' concatenation [D]."""
+        self._feed[0] = observation
+        output: npt.NDArray[np.float32] = self._session.run(self._outputs, self._inputs)[0][0]
+        return output
+
+    def act(self, observation: npt.NDArray[np.float32]) -> int:
+        """Index of the most probable action.
+
+        Raises:
+            FloatingPointError: the network gave NaN or infinity.
+        """
+        logits = self.logits(observation)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the network's output is not finite")
+        return int(logits.argmax())
+
+    def _check_interface(self, where: str) -> None:
+        size, actions = self.manifest.observation_size, len(self.manifest.actions)
+        found = [
+            (item.name, item.shape[-1], item.type)
+            for item in (*self._session.get_inputs(), *self._session.get_outputs())
+        ]
+        expected = [
+            (OBSERVATION, size, "tensor(float)"),
+            (LOGITS, actions, "tensor(float)"),
+        ]
+        if found != expected:
+            raise UserError(
+                f"{where}: inputs and outputs {found} are not the manifest's {expected}; "
+                "model and manifest do not belong together, copy the bundle again"
+            )
+
+
+def load_policy(folder: Path) -> BundlePolicy:
+    """Read, verify and open a bundle; raises as `read_bundle` and `BundlePolicy` do."""
+    manifest, model = read_bundle(folder)
+    return BundlePolicy(manifest, model, str(folder / MODEL))
+
+
+def _open_session(model: bytes, where: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{where}: not a usable ONNX model ({reason}); export again") from None

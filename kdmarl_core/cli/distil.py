@@ -1,0 +1,128 @@
+"""`kdmarl distil`: stage 2, one bundle per robot."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdmarl_core.cli.common import (
+    add_json,
+    add_output,
+    add_seed,
+    positive,
+    print_json,
+    print_table,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from kdmarl_core.bundle import Measured
+    from kdmarl_core.distil.learner import Recipe
+    from kdmarl_core.distil.losses import Terms
+    from kdmarl_core.distil.run import Exported
+
+REPORT_EVERY = 25
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("distil", help="distil a teacher into a team's students")
+    parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
+    parser.add_argument("--teacher", metavar="DIR", help="default: the team file's teacher")
+    parser.add_argument("--recipe", metavar="FILE", help="default config/training/distil.yaml")
+    parser.add_argument(
+        "--episodes", type=positive, default=1000, help="to measure (default 1000)"
+    )
+    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    add_output(parser, "runs/bundles/<team>")
+    add_seed(parser)
+    add_json(parser)
+    parser.set_defaults(command=distil_command)
+
+
+def distil_command(arguments: argparse.Namespace) -> None:
+    """Distil, export, measure, write, and print what was kept."""
+    import torch
+
+    from kdmarl_core.distil.run import distil, export, measure, write_team
+    from kdmarl_core.files import bundles_folder, refuse_existing
+    from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+    from kdmarl_core.team import load_team
+
+    team = load_team(arguments.team)
+    recipe = load_recipe(arguments.recipe)
+    teacher, card = load_teacher(find_teacher(arguments.teacher or team.teacher), team.task.spec)
+    folder = Path(arguments.output) if arguments.output else bundles_folder(team.name)
+    refuse_existing(folder, overwrite=arguments.overwrite)
+    torch.set_num_threads(arguments.threads)
+    with progress_bar() as bar:
+        lines: dict[str, Any] = {}
+
+        def report(phase: str, done: int, of: int, terms: Terms, mean_return: float) -> None:
+            if phase not in lines:
+                lines[phase] = bar.add_task(f"{team.name}: {phase}", total=of, figures="")
+            if done % REPORT_EVERY == 0 or done == of or phase == "on-policy":
+                shown = f"KL {float(terms.kl):.3f}"
+                if mean_return == mean_return:
+                    shown += f" return {mean_return:.2f}"
+                bar.update(lines[phase], completed=done, figures=shown)
+
+        students = distil(team, teacher, card, recipe, arguments.seed, report)
+    exported = export(team, students, card, arguments.seed)
+    measured, _ = measure(team, teacher, exported, arguments.episodes, arguments.seed)
+    write_team(exported, measured, folder, overwrite=arguments.overwrite)
+    if arguments.json:
+        print_json(_figures(folder, exported, measured))
+    else:
+        _print(folder, exported, measured)
+
+
+def load_recipe(path: str | None) -> Recipe:
+    """The distillation recipe in a file, by default the one that ships.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    from kdmarl_core.distil.learner import Recipe
+    from kdmarl_core.files import share_folder
+    from kdmarl_core.schema import from_mapping, read_yaml
+
+    file = Path(path) if path else share_folder() / "config" / "training" / "distil.yaml"
+    return from_mapping(Recipe, read_yaml(file), str(file))
+
+
+def _figures(folder: Path, exported: list[Exported], measured: Measured) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "bundles": str(folder),
+        "measured": dataclasses.asdict(measured),
+        "robots": {
+            item.robot.name: dataclasses.asdict(item.draft.student)
+            | {"bytes": len(item.model), "largest_difference": item.difference}
+            for item in exported
+        },
+    }
+
+
+def _print(folder: Path, exported: list[Exported], measured: Measured) -> None:
+    rows = [
+        [
+            item.robot.name,
+            f"{item.draft.student.network} {item.draft.student.width}",
+            f"{item.draft.student.parameters:,}",
+            f"{item.draft.student.flops_per_decision:,}",
+            f"{len(item.model):,}",
+            f"{item.difference:.1e}",
+        ]
+        for item in exported
+    ]
+    header = ["robot", "student", "parameters", "FLOPs/decision", "bytes", "ONNX - torch"]
+    print_table(f"bundles in {folder}", header, rows)
+    print(
+        f"return {measured.student_return:.2f} (teacher {measured.teacher_return:.2f}, random "
+        f"{measured.random_return:.2f}): retention {measured.retention:.1%} "
+        f"[{measured.retention_low:.1%}, {measured.retention_high:.1%}], "
+        f"{measured.episodes} greedy episodes"
+    )

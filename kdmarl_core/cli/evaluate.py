@@ -1,0 +1,106 @@
+"""`kdmarl evaluate`: seeded greedy episodes offline, in the task's reference simulator."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdmarl_core.cli.common import (
+    add_json,
+    add_seed,
+    positive,
+    print_json,
+    print_table,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from kdmarl_core.evaluate import Episode
+
+PLAYERS = ("students", "teacher", "random")
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("evaluate", help="play seeded episodes offline")
+    parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
+    parser.add_argument("--bundles", metavar="DIR", help="default runs/bundles/<team>")
+    parser.add_argument("--teacher", metavar="DIR", help="default: the team file's teacher")
+    parser.add_argument(
+        "--players",
+        nargs="+",
+        choices=PLAYERS,
+        default=list(PLAYERS),
+        help="who plays (default: all, which gives the retention)",
+    )
+    parser.add_argument("--episodes", type=positive, default=1000, help="each (default 1000)")
+    add_seed(parser)
+    add_json(parser)
+    parser.set_defaults(command=evaluate_command)
+
+
+def evaluate_command(arguments: argparse.Namespace) -> None:
+    """Play the same episodes with each player; print returns and retention."""
+    from kdmarl_core.evaluate import evaluation, play, returns
+    from kdmarl_core.metrics import normalised_retention
+    from kdmarl_core.team import load_team
+
+    team = load_team(arguments.team)
+    players = {name: _player(name, arguments, team) for name in dict.fromkeys(arguments.players)}
+    env = team.task.make_reference()
+    played: dict[str, list[Episode]] = {}
+    with progress_bar() as bar:
+        for name, player in players.items():
+            line = bar.add_task(name, total=arguments.episodes, figures="")
+            played[name] = []
+            for episode in play(env, player, arguments.episodes, arguments.seed):
+                played[name].append(episode)
+                bar.update(line, advance=1)
+    scores = {name: evaluation(episodes, arguments.seed) for name, episodes in played.items()}
+    retention = None
+    if set(played) == set(PLAYERS):
+        retention = normalised_retention(
+            returns(played["students"]), returns(played["teacher"]), returns(played["random"])
+        )
+    if arguments.json:
+        print_json(
+            {
+                "players": {
+                    name: {"return": score.mean_return, "standard_error": score.standard_error}
+                    for name, score in scores.items()
+                },
+                "retention": retention and retention._asdict(),
+                "episodes": {
+                    name: [episode._asdict() for episode in episodes]
+                    for name, episodes in played.items()
+                },
+            }
+        )
+        return
+    rows = [
+        [name, f"{score.mean_return:.3f}", f"{score.standard_error:.3f}"]
+        for name, score in scores.items()
+    ]
+    title = f"{team.task.spec.name}, {arguments.episodes} episodes, seed {arguments.seed}"
+    print_table(title, ["player", "return", "standard error"], rows)
+    if retention:
+        print(f"retention {retention.value:.1%} [{retention.low:.1%}, {retention.high:.1%}]")
+
+
+def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
+    from kdmarl_core.evaluate import BundlePlayer, RandomPlayer
+    from kdmarl_core.files import bundles_folder
+    from kdmarl_core.team import load_bundles
+
+    spec = team.task.spec
+    if name == "random":
+        return RandomPlayer(spec)
+    if name == "students":
+        folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
+        return BundlePlayer(load_bundles(team, folder), spec.agents)
+    from kdmarl_core.teacher.player import TeacherPlayer
+    from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+
+    teacher, _ = load_teacher(find_teacher(arguments.teacher or team.teacher), spec)
+    return TeacherPlayer(teacher, spec)

@@ -1,0 +1,47 @@
+"""`kdmarl tasks`: what can be played, and which blocks its agents have."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from kdmarl_core.cli.common import add_json, print_json, print_table
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("tasks", help="list tasks, agents, blocks and actions")
+    add_json(parser)
+    parser.set_defaults(command=list_tasks)
+
+
+def list_tasks(arguments: argparse.Namespace) -> None:
+    """Print every task's description, from the same source as masks, topics and manifests."""
+    from kdmarl_core.tasks import make_task, task_names
+
+    specs = [make_task(name).spec for name in task_names()]
+    if arguments.json:
+        print_json(
+            {
+                spec.name: {
+                    agent.name: {
+                        "blocks": {block.name: block.size for block in agent.blocks},
+                        "actions": list(agent.actions),
+                    }
+                    for agent in spec.agents
+                }
+                for spec in specs
+            }
+        )
+        return
+    for spec in specs:
+        rows = [
+            [
+                agent.name,
+                ", ".join(f"{block.name}[{block.size}] {block.unit}" for block in agent.blocks),
+                ", ".join(agent.actions),
+            ]
+            for agent in spec.agents
+        ]
+        title = f"{spec.name}: {spec.episode_steps} steps at {spec.rate_hz:g} Hz"
+        print_table(title, ["agent", "blocks", "actions"], rows)

@@ -1,0 +1,1 @@
+"""Stage 2: critic-free distillation into one small student per robot (Algorithm 1)."""

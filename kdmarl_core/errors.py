@@ -1,0 +1,26 @@
+"""The one exception that a user is meant to read, and the hints that make it useful."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: one line that names the file, the key, the value and the remedy.
+
+    Every command turns it into that line on standard error and exit code 2.
+    """
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A remedy for an unknown name: the nearest valid ones first, all of them if none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"valid: {', '.join(names)}" if names else "there are none"
+
+
+def unknown(kind: str, name: str, valid: Iterable[str], where: str = "") -> UserError:
+    """The error for a name that is not in a list of valid ones."""
+    prefix = f"{where}: " if where else ""
+    return UserError(f"{prefix}unknown {kind} '{name}'; {did_you_mean(name, valid)}")

@@ -1,0 +1,113 @@
+"""Playing seeded episodes in a task's reference simulator.
+
+The swarm over ROS plays the same episodes through the same functions of this module (seeds,
+returns), so that both can be compared step by step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from kdmarl_core.bundle.policy import BundlePolicy
+from kdmarl_core.metrics import Evaluation, Returns, standard_error
+from kdmarl_core.seeding import derive_seed
+from kdmarl_core.tasks import AgentSpec, ReferenceEnv, TaskSpec, block_columns
+from kdmarl_core.tasks.task import Floats
+
+
+class TeamPlayer(Protocol):
+    """Something that chooses an action for every agent."""
+
+    def reset(self, seed: int) -> None:
+        """Forget the past; `seed` is the episode's."""
+
+    def act(self, observations: Sequence[Floats]) -> list[int]:
+        """One action per agent from each agent's full observation."""
+
+
+class Episode(NamedTuple):
+    """One finished episode."""
+
+    seed: int
+    team_return: float
+    steps: int
+    outcome: str
+    actions: list[list[int]]  # [steps][agents]
+
+
+def episode_seed(seed: int, index: int) -> int:
+    """The simulator's seed of episode number `index` of a run with `seed`."""
+    return derive_seed(seed, index)
+
+
+def play(
+    env: ReferenceEnv,
+    player: TeamPlayer,
+    episodes: int,
+    seed: int,
+    on_step: Callable[[int, ReferenceEnv], None] | None = None,
+) -> Iterator[Episode]:
+    """Play episodes 0, 1, ... of a run, yielding each when it ends."""
+    for index in range(episodes):
+        this_seed = episode_seed(seed, index)
+        observations = env.reset(this_seed)
+        player.reset(this_seed)
+        team_return, actions, done, label = 0.0, [], False, ""
+        while not done:
+            if on_step is not None:
+                on_step(index, env)
+            actions.append(player.act(observations))
+            observations, reward, done, label = env.step(actions[-1])
+            team_return += reward
+        yield Episode(this_seed, team_return, len(actions), label, actions)
+
+
+def returns(episodes: Sequence[Episode]) -> Returns:
+    """Returns of episodes as an array."""
+    return np.array([episode.team_return for episode in episodes])
+
+
+def evaluation(played: Sequence[Episode], seed: int) -> Evaluation:
+    """Mean return of a run's episodes."""
+    values = returns(played)
+    return Evaluation(float(values.mean()), standard_error(values), len(values), seed)
+
+
+class RandomPlayer:
+    """Uniformly random actions: the zero of normalised retention."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self._counts = [len(agent.actions) for agent in spec.agents]
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, seed: int) -> None:
+        """Draw from the episode's own stream."""
+        self._rng = np.random.default_rng([seed, 1])
+
+    def act(self, observations: Sequence[Floats]) -> list[int]:
+        """Ignore what is seen."""
+        return [int(self._rng.integers(count)) for count in self._counts]
+
+
+class BundlePlayer:
+    """A team of bundles, each fed with its own blocks only."""
+
+    def __init__(self, policies: Sequence[BundlePolicy], agents: Sequence[AgentSpec]) -> None:
+        self._robots = []
+        for policy, agent in zip(policies, agents, strict=True):
+            columns = block_columns(agent.blocks)
+            kept = [columns[block.name] for block in policy.manifest.blocks]
+            self._robots.append((policy, kept))
+
+    def reset(self, seed: int) -> None:
+        """Reset recurrent states."""
+        for policy, _ in self._robots:
+            policy.reset()
+
+    def act(self, observations: Sequence[Floats]) -> list[int]:
+        """Greedy actions."""
+        return [
+            policy.act(np.concatenate([observation[part] for part in kept]))
+            for (policy, kept), observation in zip(self._robots, observations, strict=True)
+        ]

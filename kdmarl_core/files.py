@@ -1,0 +1,115 @@
+"""Where the project's own files are, and writing that never leaves half a file behind."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdmarl_core.errors import UserError
+
+
+def share_folder() -> Path:
+    """The folder that holds `config/`, `models/` and `launch/`.
+
+    A source checkout holds them at its root, an installation (pip or colcon) in
+    `<prefix>/share/kdmarl_ros`; both are found from where this module lies.
+
+    Raises:
+        UserError: the package was installed without its data files.
+    """
+    for parent in Path(__file__).resolve().parents:
+        installed = parent / "share" / "kdmarl_ros"
+        if (installed / "config").is_dir():
+            return installed
+        if (parent / "package.xml").is_file() and (parent / "config").is_dir():
+            return parent
+    raise UserError(
+        f"no share/kdmarl_ros above {Path(__file__).parent}; install the package again"
+    )
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `target` only when the block ends without an exception.
+
+    Raises:
+        UserError: `target` exists and `overwrite` is false, or its parent cannot be written.
+    """
+    refuse_existing(target, overwrite=overwrite)
+    with _refusing_to_write(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        with _refusing_to_write(target):
+            _replace_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def atomic_write(target: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with _refusing_to_write(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise a `UserError` early if a long run would end by finding its output in the way."""
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: exists already; give another --output, or --overwrite")
+    existing = next(parent for parent in target.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{target}: no permission to write in {existing}; give another --output")
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    if not target.exists():
+        source.rename(target)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(retired / target.name)
+    source.rename(target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _refusing_to_write(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{target}: cannot be written ({reason}); give another --output or free the folder"
+        ) from None
+
+
+def executable_prefix() -> Path:
+    """The prefix whose `lib/kdmarl_ros` holds the node executables."""
+    for prefix in (share_folder().parent.parent, Path(sys.prefix)):
+        if (prefix / "lib" / "kdmarl_ros").is_dir():
+            return prefix
+    raise UserError("no lib/kdmarl_ros beside the package; run 'make build' or 'colcon build'")
+
+
+def bundles_folder(team: str) -> Path:
+    """Where a team's bundles are written and looked for unless another folder is named."""
+    return Path("runs") / "bundles" / team

@@ -1,0 +1,58 @@
+"""Figures about returns: means with errors, and retention with its bootstrap interval."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Returns = npt.NDArray[np.float64]
+
+BOOTSTRAP_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well something played, greedily, in the task's reference simulator."""
+
+    mean_return: float
+    standard_error: float
+    episodes: int
+    seed: int
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def standard_error(values: Returns) -> float:
+    """Standard error of the mean; zero for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def normalised_retention(
+    student: Returns, teacher: Returns, random: Returns, seed: int = 0
+) -> Interval:
+    """(R_student - R_random) / (R_teacher - R_random) of mean returns, 95 % bootstrap interval.
+
+    Episodes are drawn with replacement, for the three players together if they played the same
+    number of episodes (the same seeds), else for each by itself.
+    """
+    rng = np.random.default_rng(seed)
+    paired = len(student) == len(teacher) == len(random)
+    draws = np.empty(BOOTSTRAP_DRAWS)
+    for i in range(BOOTSTRAP_DRAWS):
+        rows = rng.integers(len(student), size=len(student))
+        s = student[rows].mean()
+        t, r = (
+            values[rows if paired else rng.integers(len(values), size=len(values))].mean()
+            for values in (teacher, random)
+        )
+        draws[i] = (s - r) / (t - r)
+    value = (student.mean() - random.mean()) / (teacher.mean() - random.mean())
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(value), float(low), float(high))

@@ -1,0 +1,159 @@
+"""Typed reading of YAML and JSON: a mapping becomes a frozen dataclass or one clear error.
+
+Team files, training recipes, manifests and cards are all described by dataclasses; this module is
+the only place that checks a document against one. It needs the standard library and PyYAML only,
+since a robot's process reads its manifest with it.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from kdmarl_core.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The mapping at the top of a YAML file.
+
+    Raises:
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        document = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
+    return _mapping(document, path)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The mapping at the top of a JSON file; raises as `read_yaml` does."""
+    return parse_json(_read_text(path), path)
+
+
+def parse_json(text: str, where: Path) -> Mapping[str, Any]:
+    """The mapping at the top of a JSON text that was read from `where`."""
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error}); the file is damaged, make it again"
+        ) from None
+    return _mapping(document, where)
+
+
+def from_mapping(kind: type[T], document: Any, where: str) -> T:
+    """Build dataclass `kind` from a mapping, checking keys and types all the way down.
+
+    Args:
+        kind: a dataclass; fields without a default are required.
+        document: what YAML or JSON gave.
+        where: file (and key) that error messages begin with.
+
+    Raises:
+        UserError: a key is missing, unknown or of the wrong type.
+    """
+    if not isinstance(document, Mapping):
+        raise UserError(f"{where}: expected a mapping, got {document!r}; see the shipped examples")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    for key in document:
+        if key not in fields:
+            raise UserError(f"{where}: unknown key '{key}'; {did_you_mean(str(key), fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in document:
+            values[name] = _convert(hints[name], document[name], f"{where}: {name}")
+        elif _is_required(field):
+            raise UserError(f"{where}: missing key '{name}' ({_describe(hints[name])}); add it")
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _mapping(document: Any, path: Path) -> Mapping[str, Any]:
+    if not isinstance(document, Mapping):
+        raise UserError(f"{path}: expected a mapping at the top, got {type(document).__name__}")
+    return document
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as type `hint`; ints pass for floats, nothing else is coerced."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            options = [str(option) for option in arguments]
+            raise UserError(
+                f"{where}: unknown value {value!r}; {did_you_mean(str(value), options)}"
+            )
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {
+            _convert(arguments[0], key, where): _convert(arguments[1], item, f"{where}: {key}")
+            for key, item in value.items()
+        }
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast(type, hint), value, where)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise UserError(f"{where}: expected {_describe(hint)}, got {value!r}; correct it")
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    concrete = [option for option in options if option is not type(None)]
+    if len(concrete) == 1:
+        return _convert(concrete[0], value, where)
+    for option in concrete:
+        try:
+            return _convert(option, value, where)
+        except UserError:
+            continue
+    names = " or ".join(_describe(option) for option in concrete)
+    raise UserError(f"{where}: expected {names}, got {value!r}; correct it")
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0])}"
+    if origin is dict:
+        return "a mapping"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in arguments if option is not type(None))
+    if origin is typing.Literal:
+        return " or ".join(map(str, arguments))
+    return "a mapping" if dataclasses.is_dataclass(hint) else str(hint)

@@ -1,0 +1,49 @@
+"""Named observation blocks: the single source of masks, topics, manifests and documentation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kdmarl_core.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named, contiguous part of an observation, in the task's own order."""
+
+    name: str
+    size: int
+    unit: str
+    description: str = ""
+
+
+def block_columns(blocks: Sequence[Block]) -> dict[str, slice]:
+    """Where each block lies in the concatenated observation."""
+    columns, start = {}, 0
+    for block in blocks:
+        columns[block.name] = slice(start, start + block.size)
+        start += block.size
+    return columns
+
+
+def select_blocks(blocks: Sequence[Block], names: Sequence[str], where: str) -> tuple[Block, ...]:
+    """The blocks that a robot senses, in the task's order whatever the order of `names`.
+
+    Raises:
+        UserError: a name is not a block of this agent, stands twice, or none is given.
+    """
+    valid = [block.name for block in blocks]
+    for name in names:
+        if name not in valid:
+            raise unknown("block", name, valid, where)
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"{where}: {list(names)} must name each block once and at least one block")
+    return tuple(block for block in blocks if block.name in names)
+
+
+def select_columns(blocks: Sequence[Block], kept: Sequence[Block]) -> npt.NDArray[np.int64]:
+    """Indices of the kept blocks' features in the concatenated observation, shape [D_S]."""
+    columns = block_columns(blocks)
+    return np.concatenate([np.arange(columns[b.name].start, columns[b.name].stop) for b in kept])

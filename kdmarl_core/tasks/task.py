@@ -1,0 +1,156 @@
+"""The contract of every task.
+
+A task has two simulators: a batch of environments that trains (`make_batch`), and the reference
+implementation, one episode at a time, that judges and flies (`make_reference`).
+
+Shapes: `E` environments, `N` agents, `D` features of the widest observation, `A` actions of the
+widest action set, `S` features of the joint state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdmarl_core.errors import unknown
+from kdmarl_core.tasks.blocks import Block
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What one agent senses and what it can do."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    actions: tuple[str, ...]
+
+    @cached_property
+    def observation_size(self) -> int:
+        """Number of features of all blocks together."""
+        return sum(block.size for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What is known of a task before any simulator is made."""
+
+    name: str
+    agents: tuple[AgentSpec, ...]
+    episode_steps: int
+    ends_early: bool  # False: every episode has exactly `episode_steps`
+    state_size: int
+    rate_hz: float  # decisions per second of simulated time
+
+    @property
+    def num_agents(self) -> int:
+        """Number of agents that act."""
+        return len(self.agents)
+
+    @cached_property
+    def observation_size(self) -> int:
+        """Width `D` of the padded observation batch."""
+        return max(agent.observation_size for agent in self.agents)
+
+    @cached_property
+    def num_actions(self) -> int:
+        """Width `A` of the padded action batch."""
+        return max(len(agent.actions) for agent in self.agents)
+
+    @cached_property
+    def action_exists(self) -> Booleans:
+        """Which of the `A` padded actions each agent really has, shape [N, A]."""
+        counts = np.array([len(agent.actions) for agent in self.agents])
+        return np.arange(self.num_actions)[None, :] < counts[:, None]
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether all agents sense and act alike."""
+        first = self.agents[0]
+        return all((a.blocks, a.actions) == (first.blocks, first.actions) for a in self.agents)
+
+    def agent(self, name: str, where: str = "") -> AgentSpec:
+        """The agent of that name.
+
+        Raises:
+            UserError: no such agent.
+        """
+        for agent in self.agents:
+            if agent.name == name:
+                return agent
+        raise unknown("agent", name, [a.name for a in self.agents], where or self.name)
+
+
+class BatchStep(NamedTuple):
+    """What a batch of environments shows after a reset or a step.
+
+    Where `done`, observation, state and mask already belong to the next episode.
+    """
+
+    observation: Floats  # [E, N, D], zero beyond an agent's own features
+    state: Floats  # [E, S]
+    action_mask: Booleans  # [E, N, A]
+    reward: Floats  # [E] team reward of the step just made
+    done: Booleans  # [E]
+
+
+class BatchEnv(Protocol):
+    """Many environments stepped at once."""
+
+    def reset(self, seed: int) -> BatchStep:
+        """Begin a new episode in every environment; equal seeds give equal episodes."""
+
+    def step(self, actions: Integers) -> BatchStep:
+        """Apply actions [E, N]; episodes that end are followed by new ones."""
+
+
+class Outcome(NamedTuple):
+    """One step of the reference environment."""
+
+    observations: tuple[Floats, ...]  # one vector per agent, its own size
+    reward: float  # team reward: the mean of the agents' rewards
+    done: bool
+    label: str  # "won", "lost", or "" where a task has no such notion
+
+
+class Entity(NamedTuple):
+    """Something to draw: position and radius in metres."""
+
+    name: str
+    kind: str  # "agent" or "landmark"
+    x_m: float
+    y_m: float
+    radius_m: float
+
+
+class ReferenceEnv(Protocol):
+    """The task's own implementation, one episode at a time."""
+
+    def reset(self, seed: int) -> tuple[Floats, ...]:
+        """Begin the episode of that seed; returns one observation per agent."""
+
+    def step(self, actions: Sequence[int]) -> Outcome:
+        """Apply one action per agent."""
+
+    def scene(self) -> list[Entity]:
+        """What can be drawn of the present moment."""
+
+
+class Task(Protocol):
+    """A named cooperative game."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Agents, blocks, actions and sizes."""
+
+    def make_batch(self, num_envs: int) -> BatchEnv:
+        """The simulator that trains."""
+
+    def make_reference(self) -> ReferenceEnv:
+        """The simulator that judges."""

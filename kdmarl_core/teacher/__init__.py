@@ -1,0 +1,1 @@
+"""Stage 1: a big teacher with a centralised critic (method: MAPPO)."""

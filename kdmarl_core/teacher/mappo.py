@@ -1,0 +1,174 @@
+"""MAPPO under centralised training, decentralised execution (Yu et al. 2022), as in stage 1.
+
+One update per rollout: `epochs` passes over shuffled minibatches of the PPO-clip objective with a
+centralised value function. Reading order: `Recipe`, `loss`, `update`.
+
+Shapes: `B` minibatch of environment steps, `N` agents, `D` features, `A` actions, `S` joint state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grad_norm_
+
+from kdmarl_core.errors import UserError
+from kdmarl_core.teacher.returns import gae
+from kdmarl_core.teacher.rollout import Rollout
+from kdmarl_core.teacher.teacher import Architecture, Teacher, mask_logits
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained; every value stands in `config/training/<name>.yaml`."""
+
+    task: str
+    architecture: Architecture
+    env_steps: int
+    num_envs: int
+    rollout_steps: int
+    epochs: int
+    minibatches: int
+    learning_rate: float
+    final_learning_rate: float
+    clip: float
+    entropy: float
+    final_entropy: float
+    gamma: float
+    gae_lambda: float
+    reward_scale: float
+    max_grad_norm: float
+    precision: Literal["bfloat16", "float32"]
+
+    def __post_init__(self) -> None:
+        positive = ("env_steps", "num_envs", "rollout_steps", "epochs", "minibatches")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is below 1; give at least 1")
+        if self.steps_per_iteration % self.minibatches:
+            raise UserError(
+                f"minibatches: {self.minibatches} does not divide num_envs * rollout_steps = "
+                f"{self.steps_per_iteration}; change one of them"
+            )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one rollout."""
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def iterations(self) -> int:
+        """Rollouts, each followed by one update."""
+        return math.ceil(self.env_steps / self.steps_per_iteration)
+
+
+class Minibatch(NamedTuple):
+    """Shuffled environment steps."""
+
+    inputs: Tensor  # [B, N, D] and the agent's index, if there is one
+    action_mask: Tensor  # [B, N, A]
+    action: Tensor  # [B, N]
+    log_prob: Tensor  # [B, N]
+    advantage: Tensor  # [B]
+    state: Tensor  # [B, S]
+    value_target: Tensor  # [B]
+
+
+class Losses(NamedTuple):
+    """Terms of the objective, each a scalar."""
+
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+
+
+def ppo_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO-clip (eq. 4), to be maximised: mean of min(r A, clip(r, 1 - eps, 1 + eps) A)."""
+    return torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+
+
+class Mappo:
+    """The learner: owns the optimiser and turns rollouts into updates."""
+
+    def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
+        self.teacher, self.recipe = teacher, recipe
+        self.optimizer = torch.optim.Adam(
+            teacher.parameters(), lr=recipe.learning_rate, eps=1e-5, fused=True
+        )
+        self._dtype = PRECISIONS[recipe.precision]
+
+    def policy(self, observation: Tensor, action_mask: Tensor) -> Tensor:
+        """Logits for a rollout, without gradients."""
+        with torch.no_grad(), self._autocast():
+            return self.teacher.logits(observation, action_mask)
+
+    def update(
+        self, rollout: Rollout, iteration: int, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Improve the teacher on one rollout; returns mean figures to log."""
+        recipe = self.recipe
+        progress = iteration / recipe.iterations
+        rate = _anneal(recipe.learning_rate, recipe.final_learning_rate, progress)
+        entropy_weight = _anneal(recipe.entropy, recipe.final_entropy, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self._batch(rollout)
+        sums = torch.zeros(len(Losses._fields))
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(batch.action), generator=generator)
+            for rows in order.chunk(recipe.minibatches):
+                losses = self._losses(Minibatch(*(field[rows] for field in batch)))
+                total = -losses.policy + 0.5 * losses.value - entropy_weight * losses.entropy
+                self.optimizer.zero_grad()
+                total.backward()  # type: ignore[no-untyped-call]
+                clip_grad_norm_(self.teacher.parameters(), recipe.max_grad_norm)
+                self.optimizer.step()
+                sums += torch.stack(losses).detach()
+        means = sums / (recipe.epochs * recipe.minibatches)
+        return dict(zip(Losses._fields, means.tolist(), strict=True)) | {"learning_rate": rate}
+
+    def _batch(self, rollout: Rollout) -> Minibatch:
+        recipe = self.recipe
+        with torch.no_grad(), self._autocast():
+            value = self.teacher.value(rollout.state)
+        reward = rollout.reward * recipe.reward_scale
+        advantage = gae(reward, value, rollout.done, recipe.gamma, recipe.gae_lambda)
+        normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        flat = Minibatch(
+            inputs=self.teacher.actor_inputs(rollout.observation).to(self._dtype),
+            action_mask=rollout.action_mask,
+            action=rollout.action,
+            log_prob=rollout.log_prob,
+            advantage=normalised,
+            state=rollout.state[:-1].to(self._dtype),
+            value_target=advantage + value[:-1],
+        )
+        return Minibatch(*(field.flatten(0, 1) for field in flat))
+
+    def _losses(self, batch: Minibatch) -> Losses:
+        with self._autocast():
+            raw = self.teacher.actor(batch.inputs)
+            value = self.teacher.critic(batch.state)
+        logits = mask_logits(raw.float(), batch.action_mask)
+        log_probs = torch.log_softmax(logits, -1)
+        log_prob = log_probs.gather(-1, batch.action[..., None]).squeeze(-1)
+        ratio = torch.exp(log_prob - batch.log_prob)
+        return Losses(
+            policy=ppo_objective(ratio, batch.advantage[:, None], self.recipe.clip),
+            value=mse_loss(value.float().squeeze(-1), batch.value_target),
+            entropy=-(log_probs.exp() * log_probs).sum(-1).mean(),
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
+
+
+def _anneal(first: float, last: float, progress: float) -> float:
+    return first + (last - first) * progress

@@ -1,0 +1,30 @@
+"""Advantages and returns."""
+
+import torch
+from torch import Tensor
+
+
+def gae(reward: Tensor, value: Tensor, done: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation, cut at episode ends (eq. 1-2; Schulman et al. 2016).
+
+    delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; where an episode ends
+    at t, neither V_{t+1} nor A_{t+1} counts.
+
+    Args:
+        reward: [T, E].
+        value: [T + 1, E], the last row bootstraps.
+        done: [T, E], whether the episode ended with step t.
+        gamma: discount factor.
+        lam: trace decay.
+
+    Returns:
+        Advantages, [T, E]. Returns are these plus `value[:-1]`.
+    """
+    goes_on = 1.0 - done.to(value.dtype)
+    delta = reward + gamma * value[1:] * goes_on - value[:-1]
+    advantage = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        following = delta[t] + gamma * lam * goes_on[t] * following
+        advantage[t] = following
+    return advantage

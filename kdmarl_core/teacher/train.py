@@ -1,0 +1,77 @@
+"""The training run: iterations, checkpoints, interruption and resumption."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kdmarl_core.interrupt import deferred_interrupt
+from kdmarl_core.seeding import derive_seed
+from kdmarl_core.tasks import Task
+from kdmarl_core.teacher.checkpoint import (
+    Progress,
+    load_checkpoint,
+    recipe_hash,
+    save_checkpoint,
+)
+from kdmarl_core.teacher.mappo import Mappo, Recipe
+from kdmarl_core.teacher.rollout import Collector
+from kdmarl_core.teacher.teacher import Teacher
+
+CHECKPOINT = "checkpoint.safetensors"
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    task: Task, recipe: Recipe, seed: int, folder: Path, *, resume: bool, report: Report
+) -> tuple[Teacher, float]:
+    """Train a teacher; returns it with the seconds spent.
+
+    Args:
+        task: what to learn.
+        recipe: how to learn it.
+        seed: the same seed gives the same teacher, interrupted or not (on one number of threads).
+        folder: receives the checkpoint.
+        resume: go on from the folder's checkpoint.
+        report: called after each iteration with its number and figures.
+
+    Raises:
+        UserError: the checkpoint to resume from is missing, damaged, or of another recipe or seed.
+        KeyboardInterrupt: after a checkpoint was written.
+    """
+    torch.manual_seed(derive_seed(seed, 0))
+    teacher = Teacher(task.spec, recipe.architecture)
+    learner = Mappo(teacher, recipe)
+    path, identity = folder / CHECKPOINT, recipe_hash(recipe)
+    done, seconds = 0, 0.0
+    if resume:
+        progress = load_checkpoint(path, teacher, learner.optimizer, identity, seed)
+        done, seconds = progress.iteration, progress.seconds
+    env = task.make_batch(recipe.num_envs)
+    collector = Collector(task.spec, env, recipe.rollout_steps, seed)
+    begun = saved = time.monotonic()
+
+    def keep() -> None:
+        spent = seconds + time.monotonic() - begun
+        record = Progress(identity, seed, done, spent)
+        save_checkpoint(path, teacher, learner.optimizer, record)
+
+    with deferred_interrupt() as interrupted:
+        while done < recipe.iterations and not interrupted.is_set():
+            rollout = collector.collect(learner.policy, done)
+            generator = torch.Generator().manual_seed(derive_seed(seed, 1, done))
+            figures = learner.update(rollout, done, generator)
+            done += 1
+            report(done, figures | {"return": rollout.episode_return()})
+            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                keep()
+                saved = time.monotonic()
+        keep()
+    if done < recipe.iterations:
+        raise KeyboardInterrupt
+    return teacher, seconds + time.monotonic() - begun

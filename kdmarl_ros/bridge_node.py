@@ -1,0 +1,239 @@
+"""A simulated task as topics: sensor blocks out, actions in, in lock-step.
+
+Each step is published, answered by every robot, and applied. What is not answered is repeated, so
+that a robot that joins or comes back finds the step that the team waits for; after the deadline
+its safe action is used and the miss is counted. Episodes are appended to a results file when they
+end, and a bridge that is started again goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from pathlib import Path
+
+from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from visualization_msgs.msg import MarkerArray
+
+from kdmarl_core.errors import UserError
+from kdmarl_core.evaluate import episode_seed
+from kdmarl_core.tasks import block_columns
+from kdmarl_core.tasks.task import Floats
+from kdmarl_core.team import Robot, load_team
+from kdmarl_ros import qos, results, topics
+from kdmarl_ros.markers import scene_markers
+from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
+from kdmarl_ros.parameters import BridgeParameters, declare
+from kdmarl_ros.spin import Stop
+from kdmarl_ros.spin import main as spin_main
+
+REPEAT_AFTER_S = 0.1
+IDLE_WAKE_S = 0.1
+
+# Nothing is offered that a subscriber could refuse, and every event handler costs time in each
+# wait.
+_NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
+
+
+class _RobotLink:
+    """One robot's topics as the simulator sees them."""
+
+    def __init__(self, node: Node, robot: Robot, safe_index: int) -> None:
+        self.robot = robot
+        self._node = node
+        self.safe_index = safe_index
+        self.answer: AgentAction | None = None
+        self.answered_s = 0.0
+        self._awaited = (-1, -1)
+        columns = block_columns(robot.agent.blocks)
+        self._blocks: list[tuple[Publisher[FeatureBlock], FeatureBlock, slice]] = []
+        for block in robot.blocks:
+            name = topics.of_robot(robot.name, topics.sensor(block.name))
+            publisher = node.create_publisher(
+                FeatureBlock, name, qos.sensor("reliable"), event_callbacks=_NO_EVENTS
+            )
+            self._blocks.append((publisher, FeatureBlock(), columns[block.name]))
+        name = topics.of_robot(robot.name, topics.ACTION)
+        self._subscription = node.create_subscription(
+            AgentAction, name, self._on_action, qos.ACTION
+        )
+
+    def present(self) -> bool:
+        """Whether the robot listens to all its blocks and its actions can be heard."""
+        hears = all(publisher.get_subscription_count() for publisher, _, _ in self._blocks)
+        return hears and self._node.count_publishers(self._subscription.topic_name) > 0
+
+    def show(self, observation: Floats, episode: int, step: int, stamp: Time) -> None:
+        """Publish the robot's blocks of a new step."""
+        self._awaited, self.answer = (episode, step), None
+        header_stamp = stamp.to_msg()
+        for _, message, part in self._blocks:
+            message.header.stamp = header_stamp
+            message.episode, message.step = episode, step
+            message.data = array("f", observation[part].tobytes())
+        self.repeat()
+
+    def repeat(self) -> None:
+        """Publish the present blocks, again."""
+        for publisher, message, _ in self._blocks:
+            publisher.publish(message)
+
+    def action(self) -> int:
+        """The action to apply: the answer, or the safe action where there is none."""
+        return self.safe_index if self.answer is None else self.answer.action
+
+    def _on_action(self, message: AgentAction) -> None:
+        stamp = (message.episode, message.step)
+        known = 0 <= message.action < len(self.robot.agent.actions)
+        if self.answer is None and stamp == self._awaited and known:
+            self.answer = message
+            self.answered_s = time.perf_counter()
+
+
+class BridgeNode(Node):
+    """`bridge_node`: see the module's docstring; parameters in `BridgeParameters`."""
+
+    def __init__(self) -> None:
+        super().__init__(topics.BRIDGE_NODE)
+        self._given = declare(self, BridgeParameters)
+        self._team = load_team(self._given.team)
+        self._env = self._team.task.make_reference()
+        self._links = [
+            _RobotLink(self, robot, robot.agent.actions.index(self._team.safe_action))
+            for robot in self._team.robots
+        ]
+        self._step_result = self.create_publisher(StepResult, topics.STEP, qos.STEP_RESULT)
+        self._clock_topic = self.create_publisher(Clock, topics.CLOCK, qos.CLOCK)
+        self._markers = self.create_publisher(MarkerArray, topics.MARKERS, qos.MARKERS)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+        self._period_ns = round(1e9 / self._team.task.spec.rate_hz)
+        self._now = Time()
+
+    def run(self, stop: Stop) -> None:
+        """Play all episodes that the results file does not hold yet."""
+        path = Path(self._given.results)
+        finished = len(results.read(path))
+        self._await_robots(stop)
+        for index in range(finished, self._given.episodes):
+            result = self._play(index, stop)
+            if result is None:
+                return
+            results.append(path, result)
+        self.get_logger().info(f"{self._given.episodes} episodes played")
+
+    def close(self) -> None:
+        """Nothing moves without the bridge's steps."""
+
+    def _await_robots(self, stop: Stop) -> None:
+        give_up_s = time.monotonic() + self._given.join_timeout_s
+        while not stop.requested:
+            missing = [link.robot.name for link in self._links if not link.present()]
+            if not missing:
+                return
+            if time.monotonic() > give_up_s:
+                raise UserError(
+                    f"{self.get_fully_qualified_name()}: no {' and '.join(missing)} after "
+                    f"{self._given.join_timeout_s:g} s; start the robots, or raise join_timeout_s"
+                )
+            self._executor.spin_once(timeout_sec=IDLE_WAKE_S)
+
+    def _play(self, index: int, stop: Stop) -> results.EpisodeResult | None:
+        """One episode; None if asked to stop before its end."""
+        seed = episode_seed(self._given.seed, index)
+        begun = time.perf_counter()
+        observations = self._env.reset(seed)
+        record = _Record()
+        step, done, outcome = 0, False, ""
+        while not done:
+            self._show(observations, index, step)
+            shown_s = time.perf_counter()
+            self._await_answers(shown_s, stop)
+            if stop.requested:
+                return None
+            actions = [link.action() for link in self._links]
+            record.note(self._links, actions, shown_s)
+            observations, reward, done, outcome = self._env.step(actions)
+            record.team_return += reward
+            step += 1
+            self._tell(index, step, reward, done, outcome)
+        return results.EpisodeResult(
+            index=index,
+            seed=seed,
+            team_return=record.team_return,
+            steps=step,
+            outcome=outcome,
+            actions=tuple(record.actions),
+            latencies_s=tuple(record.latencies_s),
+            compute_s=tuple(record.compute_s),
+            missed_deadlines=record.missed,
+            safe_actions=record.safe,
+            seconds=time.perf_counter() - begun,
+        )
+
+    def _show(self, observations: tuple[Floats, ...], episode: int, step: int) -> None:
+        self._now = Time(nanoseconds=self._now.nanoseconds + self._period_ns)
+        self._clock_topic.publish(Clock(clock=self._now.to_msg()))
+        for link, observation in zip(self._links, observations, strict=True):
+            link.show(observation, episode, step, self._now)
+        if self._markers.get_subscription_count():
+            self._markers.publish(scene_markers(self._env.scene(), self._now))
+
+    def _await_answers(self, shown_s: float, stop: Stop) -> None:
+        deadline_s = shown_s + self._given.step_deadline_s
+        repeat_s = shown_s + REPEAT_AFTER_S
+        while any(link.answer is None for link in self._links) and not stop.requested:
+            now_s = time.perf_counter()
+            if now_s >= deadline_s:
+                return
+            if now_s >= repeat_s:
+                repeat_s = now_s + REPEAT_AFTER_S
+                for link in self._links:
+                    if link.answer is None:
+                        link.repeat()
+            wait_s = min(deadline_s, repeat_s) - now_s
+            self._executor.spin_once(timeout_sec=max(wait_s, 0.0))
+
+    def _tell(self, episode: int, step: int, reward: float, done: bool, outcome: str) -> None:
+        message = StepResult(
+            episode=episode, step=step, team_reward=reward, done=done, outcome=outcome
+        )
+        message.header.stamp = self._now.to_msg()
+        self._step_result.publish(message)
+
+
+class _Record:
+    """What is noted of an episode while it goes on."""
+
+    def __init__(self) -> None:
+        self.team_return = 0.0
+        self.actions: list[tuple[int, ...]] = []
+        self.latencies_s: list[float] = []
+        self.compute_s: list[float] = []
+        self.missed = 0
+        self.safe = 0
+
+    def note(self, links: list[_RobotLink], actions: list[int], shown_s: float) -> None:
+        self.actions.append(tuple(actions))
+        for link in links:
+            if link.answer is None:
+                self.missed += 1
+                continue
+            self.safe += link.answer.status == AgentAction.STATUS_SAFE
+            self.latencies_s.append(link.answered_s - shown_s)
+            self.compute_s.append(link.answer.compute_time_s)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node; returns the exit code."""
+    return spin_main(BridgeNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

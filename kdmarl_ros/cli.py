@@ -1,0 +1,119 @@
+"""The `kdmarl` command: the core's commands, and those that fly."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdmarl_core.cli.common import (
+    add_json,
+    add_seed,
+    positive,
+    print_json,
+    print_table,
+    progress_bar,
+    run,
+)
+from kdmarl_core.cli.main import make_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and run; returns the exit code."""
+    parser, commands = make_parser()
+    add_swarm(commands)
+    arguments = parser.parse_args(argv)
+    return run(arguments.command, arguments)
+
+
+def add_swarm(commands: Any) -> None:
+    """Add `kdmarl swarm` to the parser."""
+    parser = commands.add_parser(
+        "swarm", help="fly a team over ROS 2: one process per robot, and the simulator"
+    )
+    parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
+    parser.add_argument("--bundles", default="", metavar="DIR", help="default runs/bundles/<team>")
+    parser.add_argument("--robots", default="", metavar="DIR", help="folder of parameter files")
+    parser.add_argument("--episodes", type=positive, default=100, help="to play (default 100)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="results and logs (default runs/swarm/<team>)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on behind the last episode")
+    add_seed(parser)
+    add_json(parser)
+    parser.set_defaults(command=swarm_command)
+
+
+def swarm_command(arguments: argparse.Namespace) -> None:
+    """Fly the team and print the figures; Ctrl-C ends it cleanly with what has been flown."""
+    from kdmarl_core.errors import UserError
+    from kdmarl_core.interrupt import deferred_interrupt
+    from kdmarl_ros.results import EpisodeResult, summary
+    from kdmarl_ros.swarm import fly
+
+    folder = Path(arguments.output or f"runs/swarm/{Path(arguments.team).stem}")
+    deployment = _plan(arguments, folder)
+    with progress_bar() as bar, deferred_interrupt() as stop:
+        line = bar.add_task(
+            f"fly {deployment.team.name}", total=arguments.episodes, figures="robots are starting"
+        )
+
+        def report(finished: list[EpisodeResult]) -> None:
+            if finished:
+                figures = summary(finished)
+                shown = (
+                    f"return {figures['return']:.2f}, {figures['steps_per_second']:.0f} steps/s"
+                )
+                bar.update(line, completed=len(finished), figures=shown)
+
+        finished = fly(deployment, folder / "logs", stop, report)
+    if not finished:
+        raise UserError(f"{deployment.results}: interrupted before the first episode ended")
+    figures = summary(finished)
+    if arguments.json:
+        print_json(figures | {"results": str(deployment.results)})
+    else:
+        print_summary(deployment.team.name, figures)
+
+
+def print_summary(team: str, figures: dict[str, Any]) -> None:
+    """Figures of a flight for people."""
+    rows = [
+        ["episodes", f"{figures['episodes']}"],
+        ["return", f"{figures['return']:.3f}"],
+        ["steps per second", f"{figures['steps_per_second']:.0f}"],
+        [
+            "latency p50 / p99",
+            f"{figures['latency_p50_ms']:.2f} / {figures['latency_p99_ms']:.2f} ms",
+        ],
+        [
+            "compute p50 / p99",
+            f"{figures['compute_p50_ms']:.3f} / {figures['compute_p99_ms']:.3f} ms",
+        ],
+        ["missed deadlines", f"{figures['missed_deadlines']}"],
+        ["safe actions", f"{figures['safe_actions']}"],
+    ]
+    print_table(f"{team} over ROS 2", ["figure", "value"], rows)
+
+
+def _plan(arguments: argparse.Namespace, folder: Path) -> Any:
+    from kdmarl_ros.deployment import plan_swarm
+
+    results = folder / "episodes.jsonl"
+    deployment = plan_swarm(
+        arguments.team,
+        bundles=arguments.bundles,
+        robots=arguments.robots,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        results=results,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not arguments.resume:
+        results.unlink(missing_ok=True)
+    return deployment
+
+
+if __name__ == "__main__":
+    sys.exit(main())
