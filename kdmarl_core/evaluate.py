@@ -4,7 +4,7 @@ The swarm over ROS plays the same episodes through the same functions of this mo
 returns), so that both can be compared step by step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from kdmarl_core.bundle.policy import BundlePolicy
 from kdmarl_core.metrics import Evaluation, Returns, standard_error
 from kdmarl_core.seeding import derive_seed
-from kdmarl_core.tasks import AgentSpec, ReferenceEnv, TaskSpec, block_columns
+from kdmarl_core.tasks import AgentSpec, Entity, ReferenceEnv, TaskSpec, block_columns
 from kdmarl_core.tasks.task import Floats
 
 
@@ -46,7 +46,6 @@ def play(
     player: TeamPlayer,
     episodes: int,
     seed: int,
-    on_step: Callable[[int, ReferenceEnv], None] | None = None,
 ) -> Iterator[Episode]:
     """Play episodes 0, 1, ... of a run, yielding each when it ends."""
     for index in range(episodes):
@@ -55,12 +54,20 @@ def play(
         player.reset(this_seed)
         team_return, actions, done, label = 0.0, [], False, ""
         while not done:
-            if on_step is not None:
-                on_step(index, env)
             actions.append(player.act(observations))
             observations, reward, done, label = env.step(actions[-1])
             team_return += reward
         yield Episode(this_seed, team_return, len(actions), label, actions)
+
+
+def replay(env: ReferenceEnv, seed: int, actions: Sequence[Sequence[int]]) -> list[list[Entity]]:
+    """The scenes of an episode that is played again from its recorded actions, first to last."""
+    env.reset(seed)
+    scenes = [env.scene()]
+    for joint_action in actions:
+        env.step(joint_action)
+        scenes.append(env.scene())
+    return scenes
 
 
 def returns(episodes: Sequence[Episode]) -> Returns:

@@ -55,7 +55,7 @@ def _canvas(scenes: Sequence[Scene], title: str) -> tuple[Figure, Axes]:
 
 def _draw(axes: Axes, scene: Scene) -> list[Circle]:
     agents = _agents(scene)
-    patches = []
+    patches: list[Circle] = []
     for entity in sorted(scene, key=lambda e: e.kind):
         colour = LANDMARK
         if entity.name in agents:
@@ -63,7 +63,8 @@ def _draw(axes: Axes, scene: Scene) -> list[Circle]:
         patch = Circle(
             (entity.x_m, entity.y_m), entity.radius_m, facecolor=colour, alpha=0.75, zorder=3
         )
-        patches.append(axes.add_patch(patch))
+        axes.add_patch(patch)
+        patches.append(patch)
     return patches
 
 

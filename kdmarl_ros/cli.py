@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
     add_json,
@@ -18,11 +18,17 @@ from kdmarl_core.cli.common import (
 )
 from kdmarl_core.cli.main import make_parser
 
+if TYPE_CHECKING:
+    from kdmarl_ros.results import EpisodeResult
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
+    from kdmarl_ros import demo
+
     parser, commands = make_parser()
     add_swarm(commands)
+    demo.add_command(commands)
     arguments = parser.parse_args(argv)
     return run(arguments.command, arguments)
 
@@ -47,16 +53,52 @@ def add_swarm(commands: Any) -> None:
 
 def swarm_command(arguments: argparse.Namespace) -> None:
     """Fly the team and print the figures; Ctrl-C ends it cleanly with what has been flown."""
+    folder = Path(arguments.output or f"runs/swarm/{Path(arguments.team).stem}")
+    _, figures = fly_team(
+        arguments.team,
+        bundles=arguments.bundles,
+        robots=arguments.robots,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        folder=folder,
+        resume=arguments.resume,
+    )
+    if arguments.json:
+        print_json(figures)
+    else:
+        print_summary(arguments.team, figures)
+
+
+def fly_team(
+    team: str,
+    *,
+    bundles: str,
+    robots: str,
+    episodes: int,
+    seed: int,
+    folder: Path,
+    resume: bool,
+) -> tuple[list[EpisodeResult], dict[str, Any]]:
+    """Fly a team with a live line; returns its finished episodes and their figures.
+
+    Raises:
+        UserError: something cannot be used, a process ended early, or nothing was flown.
+    """
     from kdmarl_core.errors import UserError
     from kdmarl_core.interrupt import deferred_interrupt
-    from kdmarl_ros.results import EpisodeResult, summary
+    from kdmarl_ros.deployment import plan_swarm
+    from kdmarl_ros.results import summary
     from kdmarl_ros.swarm import fly
 
-    folder = Path(arguments.output or f"runs/swarm/{Path(arguments.team).stem}")
-    deployment = _plan(arguments, folder)
+    results = folder / "episodes.jsonl"
+    deployment = plan_swarm(
+        team, bundles=bundles, robots=robots, episodes=episodes, seed=seed, results=results
+    )
+    if not resume:
+        results.unlink(missing_ok=True)
     with progress_bar() as bar, deferred_interrupt() as stop:
         line = bar.add_task(
-            f"fly {deployment.team.name}", total=arguments.episodes, figures="robots are starting"
+            f"fly {deployment.team.name}", total=episodes, figures="robots are starting"
         )
 
         def report(finished: list[EpisodeResult]) -> None:
@@ -69,12 +111,8 @@ def swarm_command(arguments: argparse.Namespace) -> None:
 
         finished = fly(deployment, folder / "logs", stop, report)
     if not finished:
-        raise UserError(f"{deployment.results}: interrupted before the first episode ended")
-    figures = summary(finished)
-    if arguments.json:
-        print_json(figures | {"results": str(deployment.results)})
-    else:
-        print_summary(deployment.team.name, figures)
+        raise UserError(f"{results}: interrupted before the first episode ended; fly again")
+    return finished, summary(finished) | {"results": str(results)}
 
 
 def print_summary(team: str, figures: dict[str, Any]) -> None:
@@ -95,24 +133,6 @@ def print_summary(team: str, figures: dict[str, Any]) -> None:
         ["safe actions", f"{figures['safe_actions']}"],
     ]
     print_table(f"{team} over ROS 2", ["figure", "value"], rows)
-
-
-def _plan(arguments: argparse.Namespace, folder: Path) -> Any:
-    from kdmarl_ros.deployment import plan_swarm
-
-    results = folder / "episodes.jsonl"
-    deployment = plan_swarm(
-        arguments.team,
-        bundles=arguments.bundles,
-        robots=arguments.robots,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        results=results,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    if not arguments.resume:
-        results.unlink(missing_ok=True)
-    return deployment
 
 
 if __name__ == "__main__":

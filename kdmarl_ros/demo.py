@@ -1,1 +1,129 @@
-"""`kdmarl demo`: the whole path from the shipped teacher to a flying team."""
+"""`kdmarl demo`: the whole path, from the shipped teacher to a team that flies over ROS 2."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdmarl_core.cli.common import add_seed, positive, print_table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kdmarl_core.distil.run import DistilledTeam
+    from kdmarl_ros.results import EpisodeResult
+
+DASH = "-"
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("demo", help="distil the shipped teacher afresh and fly the team")
+    parser.add_argument("--team", default="simple_spread", help="default simple_spread")
+    parser.add_argument("--episodes", type=positive, default=50, help="to fly (default 50)")
+    parser.add_argument("--output", default="runs/demo", metavar="DIR", help="default runs/demo")
+    add_seed(parser)
+    parser.set_defaults(command=demo_command)
+
+
+def demo_command(arguments: argparse.Namespace) -> None:
+    """Distil, fly, print one table, draw one episode."""
+    from kdmarl_core.cli.distil import run_distil
+    from kdmarl_ros.cli import fly_team
+
+    folder = Path(arguments.output)
+    done = run_distil(
+        arguments.team,
+        teacher=None,
+        recipe=None,
+        output=str(folder / "bundles"),
+        overwrite=True,
+        episodes=1000,
+        threads=2,
+        seed=arguments.seed,
+    )
+    flown, figures = fly_team(
+        arguments.team,
+        bundles=str(folder / "bundles"),
+        robots="",
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        folder=folder / "swarm",
+        resume=False,
+    )
+    _print(done, flown, figures)
+    for path in _draw(done, flown, folder):
+        print(path)
+
+
+def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, Any]) -> None:
+    import numpy as np
+
+    from kdmarl_core.export import feed_forward_model
+    from kdmarl_core.metrics import normalised_retention
+    from kdmarl_core.resources.count import count
+
+    returns = done.played.returns
+    over_ros = np.array([episode.team_return for episode in flown])
+    model = feed_forward_model(done.teacher.actor.dense_layers())
+    cost = count(model)
+    teacher_cost = [f"{cost.parameters:,}", f"{cost.flops:,}", f"{len(model):,}"]
+    students = [item.draft.student for item in done.exported]
+    student_cost = [
+        _range([student.parameters for student in students]),
+        _range([student.flops_per_decision for student in students]),
+        _range([len(item.model) for item in done.exported]),
+    ]
+    kept = done.played.measured
+    retention = f"{kept.retention:.1%} [{kept.retention_low:.1%}, {kept.retention_high:.1%}]"
+    # The same seeds were played offline, so that the comparison is paired.
+    first = {name: values[: len(over_ros)] for name, values in returns.items()}
+    flown_kept = normalised_retention(over_ros, first["teacher"], first["random"])
+    flown_retention = f"{flown_kept.value:.1%} [{flown_kept.low:.1%}, {flown_kept.high:.1%}]"
+    latency = f"{figures['latency_p50_ms']:.2f} / {figures['latency_p99_ms']:.2f}"
+    rows = [
+        ["teacher", *_mean(returns["teacher"]), "100%", *teacher_cost, DASH],
+        ["students", *_mean(returns["student"]), retention, *student_cost, DASH],
+        ["students over ROS 2", *_mean(over_ros), flown_retention, *student_cost, latency],
+        ["random", *_mean(returns["random"]), "0%", DASH, DASH, DASH, DASH],
+    ]
+    header = [
+        "player",
+        "episodes",
+        "return",
+        "retention [95 %]",
+        "parameters",
+        "FLOPs",
+        "bytes",
+        "latency p50/p99 ms",
+    ]
+    print_table(f"{done.team.task.spec.name}; costs per robot and decision", header, rows)
+    print(
+        f"{figures['steps_per_second']:.0f} steps/s in lock-step, "
+        f"{figures['missed_deadlines']} missed deadlines"
+    )
+
+
+def _draw(done: DistilledTeam, flown: list[EpisodeResult], folder: Path) -> list[Path]:
+    from kdmarl_core.evaluate import replay
+    from kdmarl_core.pictures import animate, draw_still
+
+    episode = flown[0]
+    scenes = replay(done.team.task.make_reference(), episode.seed, episode.actions)
+    title = f"{done.team.name} over ROS 2: return {episode.team_return:.2f}"
+    still, animation = folder / "episode.png", folder / "episode.gif"
+    draw_still(scenes, title, still)
+    animate(scenes, title, animation)
+    return [still, animation]
+
+
+def _mean(values: np.ndarray[Any, Any]) -> list[str]:
+    from kdmarl_core.metrics import standard_error
+
+    return [f"{len(values)}", f"{values.mean():.2f} ± {standard_error(values):.2f}"]
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

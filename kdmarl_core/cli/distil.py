@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,9 @@ from kdmarl_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from kdmarl_core.bundle import Measured
     from kdmarl_core.distil.learner import Recipe
     from kdmarl_core.distil.losses import Terms
-    from kdmarl_core.distil.run import Exported
-
-REPORT_EVERY = 25
+    from kdmarl_core.distil.run import DistilledTeam
 
 
 def add_command(commands: Any) -> None:
@@ -43,39 +41,66 @@ def add_command(commands: Any) -> None:
 
 def distil_command(arguments: argparse.Namespace) -> None:
     """Distil, export, measure, write, and print what was kept."""
+    done = run_distil(
+        arguments.team,
+        teacher=arguments.teacher,
+        recipe=arguments.recipe,
+        output=arguments.output,
+        overwrite=arguments.overwrite,
+        episodes=arguments.episodes,
+        threads=arguments.threads,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print_json(_figures(done))
+    else:
+        _print(done)
+
+
+def run_distil(
+    team_name: str,
+    *,
+    teacher: str | None,
+    recipe: str | None,
+    output: str | None,
+    overwrite: bool,
+    episodes: int,
+    threads: int,
+    seed: int,
+) -> DistilledTeam:
+    """The whole of stage 2 with progress bars; the arguments are the command's options."""
     import torch
 
-    from kdmarl_core.distil.run import distil, export, measure, write_team
+    from kdmarl_core.distil.run import DistilledTeam, distil, export, measure, write_team
     from kdmarl_core.files import bundles_folder, refuse_existing
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
 
-    team = load_team(arguments.team)
-    recipe = load_recipe(arguments.recipe)
-    teacher, card = load_teacher(find_teacher(arguments.teacher or team.teacher), team.task.spec)
-    folder = Path(arguments.output) if arguments.output else bundles_folder(team.name)
-    refuse_existing(folder, overwrite=arguments.overwrite)
-    torch.set_num_threads(arguments.threads)
+    team = load_team(team_name)
+    how = load_recipe(recipe)
+    frozen, card = load_teacher(find_teacher(teacher or team.teacher), team.task.spec)
+    folder = Path(output) if output else bundles_folder(team.name)
+    refuse_existing(folder, overwrite=overwrite)
+    torch.set_num_threads(threads)
     with progress_bar() as bar:
         lines: dict[str, Any] = {}
 
         def report(phase: str, done: int, of: int, terms: Terms, mean_return: float) -> None:
             if phase not in lines:
                 lines[phase] = bar.add_task(f"{team.name}: {phase}", total=of, figures="")
-            if done % REPORT_EVERY == 0 or done == of or phase == "on-policy":
-                shown = f"KL {float(terms.kl):.3f}"
-                if mean_return == mean_return:
-                    shown += f" return {mean_return:.2f}"
-                bar.update(lines[phase], completed=done, figures=shown)
+            shown = f"KL {float(terms.kl):.3f}"
+            if math.isfinite(mean_return):
+                shown += f" return {mean_return:.2f}"
+            bar.update(lines[phase], completed=done, figures=shown)
 
-        students = distil(team, teacher, card, recipe, arguments.seed, report)
-    exported = export(team, students, card, arguments.seed)
-    measured, _ = measure(team, teacher, exported, arguments.episodes, arguments.seed)
-    write_team(exported, measured, folder, overwrite=arguments.overwrite)
-    if arguments.json:
-        print_json(_figures(folder, exported, measured))
-    else:
-        _print(folder, exported, measured)
+        students = distil(team, frozen, card, how, seed, report)
+        exported = export(team, students, card, seed)
+        line = bar.add_task(f"{team.name}: measure", total=3, figures="")
+        played = measure(
+            team, frozen, exported, episodes, seed, lambda: bar.update(line, advance=1)
+        )
+    write_team(exported, played.measured, folder, overwrite=overwrite)
+    return DistilledTeam(folder, team, frozen, exported, played)
 
 
 def load_recipe(path: str | None) -> Recipe:
@@ -92,21 +117,21 @@ def load_recipe(path: str | None) -> Recipe:
     return from_mapping(Recipe, read_yaml(file), str(file))
 
 
-def _figures(folder: Path, exported: list[Exported], measured: Measured) -> dict[str, Any]:
+def _figures(done: DistilledTeam) -> dict[str, Any]:
     import dataclasses
 
     return {
-        "bundles": str(folder),
-        "measured": dataclasses.asdict(measured),
+        "bundles": str(done.folder),
+        "measured": dataclasses.asdict(done.played.measured),
         "robots": {
             item.robot.name: dataclasses.asdict(item.draft.student)
             | {"bytes": len(item.model), "largest_difference": item.difference}
-            for item in exported
+            for item in done.exported
         },
     }
 
 
-def _print(folder: Path, exported: list[Exported], measured: Measured) -> None:
+def _print(done: DistilledTeam) -> None:
     rows = [
         [
             item.robot.name,
@@ -116,10 +141,11 @@ def _print(folder: Path, exported: list[Exported], measured: Measured) -> None:
             f"{len(item.model):,}",
             f"{item.difference:.1e}",
         ]
-        for item in exported
+        for item in done.exported
     ]
     header = ["robot", "student", "parameters", "FLOPs/decision", "bytes", "ONNX - torch"]
-    print_table(f"bundles in {folder}", header, rows)
+    print_table(f"bundles in {done.folder}", header, rows)
+    measured = done.played.measured
     print(
         f"return {measured.student_return:.2f} (teacher {measured.teacher_return:.2f}, random "
         f"{measured.random_return:.2f}): retention {measured.retention:.1%} "

@@ -101,10 +101,22 @@ def export(team: Team, students: StudentTeam, card: TeacherCard, seed: int) -> l
     return exported
 
 
+class Played(NamedTuple):
+    """Returns of the same seeded reference episodes, and what follows from them."""
+
+    measured: Measured
+    returns: dict[str, Returns]  # by player: student, teacher, random
+
+
 def measure(
-    team: Team, teacher: Teacher, exported: Sequence[Exported], episodes: int, seed: int
-) -> tuple[Measured, dict[str, Returns]]:
-    """Students, teacher and random actions over the same seeded reference episodes."""
+    team: Team,
+    teacher: Teacher,
+    exported: Sequence[Exported],
+    episodes: int,
+    seed: int,
+    on_player: Callable[[], None] = lambda: None,
+) -> Played:
+    """Let the exported students, the teacher and random actions play."""
     spec = team.task.spec
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     players: dict[str, TeamPlayer] = {
@@ -113,9 +125,10 @@ def measure(
         "random": RandomPlayer(spec),
     }
     env = team.task.make_reference()
-    played = {
-        name: returns(list(play(env, player, episodes, seed))) for name, player in players.items()
-    }
+    played: dict[str, Returns] = {}
+    for name, player in players.items():
+        played[name] = returns(list(play(env, player, episodes, seed)))
+        on_player()
     retention = normalised_retention(played["student"], played["teacher"], played["random"])
     measured = Measured(
         episodes=episodes,
@@ -127,11 +140,21 @@ def measure(
         retention_low=retention.low,
         retention_high=retention.high,
     )
-    return measured, played
+    return Played(measured, played)
+
+
+class DistilledTeam(NamedTuple):
+    """A team that was distilled, exported, measured and written."""
+
+    folder: Path
+    team: Team
+    teacher: Teacher
+    exported: list[Exported]
+    played: Played
 
 
 def write_team(
-    exported: Sequence[Exported], measured: Measured, folder: Path, *, overwrite: bool
+    exported: Sequence[Exported], measured: Measured | None, folder: Path, *, overwrite: bool
 ) -> None:
     """Write one bundle per robot; the folder appears complete or not at all."""
     with atomic_folder(folder, overwrite=overwrite) as temporary:

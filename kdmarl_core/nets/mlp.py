@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,13 @@ class Mlp(nn.Module):
         """Outputs, [..., outputs]."""
         output: Tensor = self.head(self.embed(x))
         return output
+
+    def dense_layers(self) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Weight [in, out] and bias [out] of each layer, the head last."""
+        return [
+            (layer.weight.detach().numpy().T, layer.bias.detach().numpy())
+            for layer in (*self.layers, self.head)
+        ]
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

@@ -1,0 +1,137 @@
+"""How much of a bare rclpy program's speed the loop keeps: lock-step rate and latency.
+
+Two comparisons, interleaved in one run over several rounds:
+
+- a swarm (bridge with simulator, and one policy node per robot) against bare rclpy nodes that echo
+  the same messages over the same topics: lock-step steps per second;
+- one policy node against one bare node, timed in turn by the same process: sensor to action.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+from common import (
+    Figure,
+    echo_command,
+    figures_of,
+    layout_of,
+    leave_other_robots_alone,
+    running,
+    show,
+)
+
+from kdmarl_core.cli.common import add_json, add_seed, positive, run
+from kdmarl_ros import results
+from kdmarl_ros.deployment import Deployment, plan_swarm
+from kdmarl_ros.swarm import fly
+
+WARM_UP_EPISODES = 4
+FLOOR_STEPS = 2500
+TIMEOUT_S = 120.0
+RATE_GOAL = 0.7
+P50_GOAL = 1.3
+P99_GOAL = 1.3
+
+Round = dict[str, float]  # name of a figure -> its value in this round
+
+
+def main() -> int:
+    """Parse and run; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--team", default="simple_spread", help="default simple_spread")
+    parser.add_argument("--bundles", default="", metavar="DIR", help="default runs/bundles/<team>")
+    parser.add_argument("--rounds", type=positive, default=7, help="default 7")
+    parser.add_argument("--episodes", type=positive, default=100, help="per round (default 100)")
+    parser.add_argument("--trips", type=positive, default=1000, help="per round (default 1000)")
+    add_seed(parser)
+    add_json(parser)
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run all rounds and print the figures."""
+    leave_other_robots_alone()
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(arguments.rounds):
+            deployment = plan_swarm(
+                arguments.team,
+                bundles=arguments.bundles,
+                episodes=WARM_UP_EPISODES + arguments.episodes,
+                seed=arguments.seed,
+                results=Path(folder) / f"{index}.jsonl",
+            )
+            rounds.append(_measure_round(deployment, arguments.trips, floor_first=index % 2 == 1))
+            print(f"round {index + 1} of {arguments.rounds} done", file=sys.stderr)
+    show("The loop against bare rclpy", _figures(rounds), as_json=arguments.json)
+
+
+def _measure_round(deployment: Deployment, trips: int, *, floor_first: bool) -> Round:
+    rates: list[tuple[str, Callable[[Deployment], float]]] = [
+        ("swarm [steps/s]", _swarm_rate),
+        ("floor [steps/s]", _floor_rate),
+    ]
+    figures = {}
+    for name, rate in reversed(rates) if floor_first else rates:
+        figures[name] = rate(deployment)
+    figures["rate: swarm / floor"] = figures["swarm [steps/s]"] / figures["floor [steps/s]"]
+    return figures | _latencies(deployment, trips)
+
+
+def _swarm_rate(deployment: Deployment) -> float:
+    logs = deployment.results.parent / "logs"
+    finished = fly(deployment, logs, Event(), lambda _: None)[WARM_UP_EPISODES:]
+    missed = sum(episode.missed_deadlines for episode in finished)
+    if missed:
+        print(f"{missed} deadlines were missed", file=sys.stderr)
+    rate: float = results.summary(finished)["steps_per_second"]
+    return rate
+
+
+def _floor_rate(deployment: Deployment) -> float:
+    layout = layout_of(deployment.team.robots)
+    robots = [echo_command("robot", {name: blocks}) for name, blocks in layout.items()]
+    with running(robots):
+        rate: float = figures_of(echo_command("driver", layout, str(FLOOR_STEPS)), TIMEOUT_S)
+    return rate
+
+
+def _latencies(deployment: Deployment, trips: int) -> Round:
+    [(policy, blocks)] = layout_of(deployment.team.robots[:1]).items()
+    echo = f"{policy}_echo"
+    nodes = [deployment.robots[0].command(), echo_command("robot", {echo: blocks})]
+    with running(nodes):
+        probe = echo_command("probe", {policy: blocks, echo: blocks}, str(trips))
+        seconds = figures_of(probe, TIMEOUT_S)
+    figures = {}
+    for percent in (50, 99):
+        policy_ms, echo_ms = (
+            float(np.percentile(seconds[robot], percent)) * 1e3 for robot in (policy, echo)
+        )
+        figures[f"policy node p{percent} [ms]"] = policy_ms
+        figures[f"bare node p{percent} [ms]"] = echo_ms
+        figures[f"latency p{percent}: policy / bare"] = policy_ms / echo_ms
+    return figures
+
+
+def _figures(rounds: list[Round]) -> list[Figure]:
+    goals = {
+        "rate: swarm / floor": (RATE_GOAL, None),
+        "latency p50: policy / bare": (None, P50_GOAL),
+        "latency p99: policy / bare": (None, P99_GOAL),
+    }
+    return [
+        Figure(name, tuple(values[name] for values in rounds), *goals.get(name, (None, None)))
+        for name in rounds[0]
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""One policy node as a robot has it: driven over DDS by a fake set of sensors."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import DescribeParameters, SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+
+from kdmarl_ros import qos, topics
+from kdmarl_ros.msg import AgentAction, FeatureBlock
+
+pytestmark = pytest.mark.ros
+
+ROBOT = "robot_0"
+TIMEOUT_S = 0.4
+
+
+class Sensors:
+    """Publishes a robot's blocks, hears its actions and diagnostics."""
+
+    def __init__(self, domain, manifest):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("sensors", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.manifest = manifest
+        self.publishers = {
+            block.name: self.node.create_publisher(
+                FeatureBlock, f"{ROBOT}/{topics.sensor(block.name)}", qos.sensor("reliable")
+            )
+            for block in manifest.blocks
+        }
+        self.actions = []
+        self.diagnostics = []
+        self.node.create_subscription(
+            AgentAction, f"{ROBOT}/{topics.ACTION}", self.actions.append, qos.ACTION
+        )
+        self.node.create_subscription(
+            DiagnosticArray,
+            topics.DIAGNOSTICS,
+            lambda message: self.diagnostics.extend(message.status),
+            qos.DIAGNOSTICS,
+        )
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def until(self, condition, timeout_s=20.0):
+        give_up = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < give_up, "timed out"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def until_listened_to(self):
+        self.until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+        self.until(lambda: self.state() == State.PRIMARY_STATE_ACTIVE)
+
+    def send(self, observation, episode, step):
+        start = 0
+        for block in self.manifest.blocks:
+            data = observation[start : start + block.size]
+            start += block.size
+            self.send_block(block.name, data, episode, step)
+
+    def send_block(self, name, data, episode, step):
+        values = [float(value) for value in data]
+        message = FeatureBlock(episode=episode, step=step, data=values)
+        self.publishers[name].publish(message)
+
+    def answer(self, observation, episode, step):
+        """The policy's answer to a step, repeating it as the bridge does."""
+        self.actions.clear()
+        for _ in range(20):
+            self.send(observation, episode, step)
+            give_up = time.monotonic() + 0.5
+            while time.monotonic() < give_up:
+                self.executor.spin_once(timeout_sec=0.05)
+                for action in self.actions:
+                    if (action.episode, action.step) == (episode, step) and not action.status:
+                        return action
+        raise AssertionError("no answer")
+
+    def call(self, kind, name, request):
+        client = self.node.create_client(kind, f"/{ROBOT}/{topics.POLICY_NODE}/{name}")
+        assert client.wait_for_service(timeout_sec=20)
+        future = client.call_async(request)
+        self.until(future.done)
+        self.node.destroy_client(client)
+        return future.result()
+
+    def state(self):
+        return self.call(GetState, "get_state", GetState.Request()).current_state.id
+
+    def change(self, transition):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, "change_state", request).success
+
+
+@pytest.fixture
+def sensors(domain, policies):
+    fake = Sensors(domain, policies[0].manifest)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def node(start_node, bundles):
+    def start(*more):
+        return start_node(
+            "policy_node", "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}",
+            "-p", f"timeout_s:={TIMEOUT_S}", "-p", "sensor_reliability:=reliable", *more,
+        )  # fmt: skip
+
+    return start
+
+
+def observations(manifest, count):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, manifest.observation_size)).astype(np.float32)
+
+
+def test_answers_are_the_bundles(sensors, node, policies):
+    node()
+    sensors.until_listened_to()
+    for step, observation in enumerate(observations(sensors.manifest, 20)):
+        answer = sensors.answer(observation, episode=1, step=step)
+        assert answer.action == policies[0].act(observation)
+        assert answer.compute_time_s > 0
+
+
+def test_partial_or_bad_input_is_never_acted_on(sensors, node):
+    node()
+    sensors.until_listened_to()
+    good = observations(sensors.manifest, 1)[0]
+    sensors.answer(good, episode=1, step=0)
+    sensors.actions.clear()
+    bad = good.copy()
+    bad[0] = np.nan
+    sensors.send(bad, episode=1, step=1)
+    sensors.send_block(sensors.manifest.blocks[0].name, [1.0] * 99, episode=1, step=1)
+    sensors.until(lambda: sensors.actions, timeout_s=10)
+    assert all(action.status == AgentAction.STATUS_SAFE for action in sensors.actions)
+    sensors.until(lambda: any("dropped" in kv.key for s in sensors.diagnostics for kv in s.values))
+    drops = {kv.key: kv.value for kv in sensors.diagnostics[-1].values if "dropped" in kv.key}
+    name = sensors.manifest.blocks[0].name
+    assert drops == {f"dropped/{name}/non_finite": "1", f"dropped/{name}/wrong_size": "1"}
+    assert sensors.answer(good, episode=1, step=2).status == AgentAction.STATUS_POLICY
+
+
+def test_silence_ends_in_the_safe_action_and_an_error(sensors, node):
+    node()
+    sensors.until_listened_to()
+    sensors.answer(observations(sensors.manifest, 1)[0], episode=3, step=4)
+    sensors.actions.clear()
+    sensors.until(lambda: sensors.actions, timeout_s=10)
+    assert sensors.actions[0].status == AgentAction.STATUS_SAFE
+    assert sensors.actions[0].action == sensors.manifest.safe_index
+    sensors.until(lambda: sensors.diagnostics[-1:] and "stale" in sensors.diagnostics[-1].message)
+    assert sensors.diagnostics[-1].level == DiagnosticStatus.ERROR
+    assert sensors.diagnostics[-1].hardware_id == ROBOT
+
+
+def test_real_time_acts_at_its_rate_on_the_newest_values(sensors, node, policies):
+    node("-p", "mode:=real_time", "-p", "rate_hz:=50.0")
+    sensors.until_listened_to()
+    sensors.until(lambda: sensors.actions)
+    assert sensors.actions[0].status == AgentAction.STATUS_SAFE  # nothing seen yet
+    observation = observations(sensors.manifest, 1)[0]
+    answer = sensors.answer(observation, episode=1, step=0)
+    assert answer.action == policies[0].act(observation)
+    sensors.actions.clear()
+    sensors.until(lambda: any(action.status for action in sensors.actions))  # stale again
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_in_the_safe_action(sensors, node, number):
+    child = node()
+    sensors.until_listened_to()
+    sensors.answer(observations(sensors.manifest, 1)[0], episode=1, step=0)
+    sensors.actions.clear()
+    child.send_signal(number)
+    sensors.until(lambda: sensors.actions)
+    assert sensors.actions[0].status == AgentAction.STATUS_SAFE
+    assert child.wait(timeout=10) == 0
+
+
+def test_lifecycle_can_be_driven_from_outside(sensors, node):
+    node("-p", "autostart:=false")
+    assert sensors.state() == State.PRIMARY_STATE_UNCONFIGURED
+    assert sensors.change(Transition.TRANSITION_CONFIGURE)
+    sensors.until(lambda: all(p.get_subscription_count() for p in sensors.publishers.values()))
+    observation = observations(sensors.manifest, 1)[0]
+    sensors.send(observation, episode=1, step=0)
+    assert sensors.change(Transition.TRANSITION_ACTIVATE)
+    sensors.answer(observation, episode=1, step=1)
+    sensors.actions.clear()
+    assert sensors.change(Transition.TRANSITION_DEACTIVATE)
+    sensors.until(lambda: sensors.actions)
+    assert sensors.actions[0].status == AgentAction.STATUS_SAFE
+    sensors.actions.clear()
+    sensors.send(observation, episode=1, step=2)
+    sensors.state()
+    assert sensors.actions == []
+    assert sensors.change(Transition.TRANSITION_CLEANUP)
+    assert sensors.change(Transition.TRANSITION_CONFIGURE)
+    assert sensors.change(Transition.TRANSITION_ACTIVATE)
+    sensors.answer(observation, episode=1, step=3)
+
+
+def test_parameters_are_described_and_read_only(sensors, node):
+    node()
+    sensors.until_listened_to()
+    names = ["bundle", "mode", "rate_hz", "timeout_s", "sensor_reliability", "autostart"]
+    request = DescribeParameters.Request(names=names)
+    described = sensors.call(DescribeParameters, "describe_parameters", request).descriptors
+    assert all(item.description and item.read_only for item in described)
+    change = Parameter("timeout_s", value=9.0).to_parameter_msg()
+    request = SetParameters.Request(parameters=[change])
+    [result] = sensors.call(SetParameters, "set_parameters", request).results
+    assert not result.successful
+    assert "read-only" in result.reason.replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["bundle", "not set"]),
+        (["-p", "bundle:=/nowhere"], ["/nowhere", "no such file"]),
+        (["-p", "bundle:=x", "-p", "mode:=lockstep"], ["mode", "lockstep", "lock_step"]),
+        (["-p", "bundle:=x", "-p", "timeout_s:=-1.0"], ["timeout_s", "-1.0"]),
+        (["-p", "bundle:=x", "-p", "timeout_s:=soon"], ["timeout_s"]),
+    ],
+)
+def test_bad_parameters_give_one_line_and_code_2(domain, start_node, arguments, words):
+    child = start_node("policy_node", "-r", f"__ns:=/{ROBOT}", *arguments)
+    _, stderr = child.communicate(timeout=30)
+    assert child.returncode == 2
+    [line] = [line for line in stderr.splitlines() if line.startswith("kdmarl: ")]
+    for word in words:
+        assert word in line

@@ -1,0 +1,159 @@
+"""The swarm as a user runs it: real processes, real DDS."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kdmarl_core.evaluate import BundlePlayer, play
+from kdmarl_core.team import load_team
+from kdmarl_ros import results
+
+pytestmark = pytest.mark.ros
+
+
+def flown_episodes(folder: Path) -> list[results.EpisodeResult]:
+    return results.read(folder / "runs" / "swarm" / "simple_spread" / "episodes.jsonl")
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Processes that were started from a test's folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_offline_and_over_ros_are_equal(domain, bundles, policies, kdmarl, tmp_path):
+    ended = kdmarl(
+        "swarm", "--team", "simple_spread", "--bundles", str(bundles), "--episodes", "4",
+        "--seed", "7", "--json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    team = load_team("simple_spread")
+    player = BundlePlayer(policies, team.task.spec.agents)
+    offline = list(play(team.task.make_reference(), player, episodes=4, seed=7))
+    over_ros = flown_episodes(tmp_path)
+    assert len(over_ros) == 4
+    for ours, theirs in zip(over_ros, offline, strict=True):
+        assert ours.seed == theirs.seed
+        assert [list(joint) for joint in ours.actions] == theirs.actions
+        assert ours.team_return == pytest.approx(theirs.team_return, abs=1e-6)
+    assert len({action for e in offline for joint in e.actions for action in joint}) > 1
+    figures = json.loads(ended.stdout)
+    assert figures["episodes"] == 4
+    assert figures["missed_deadlines"] == figures["safe_actions"] == 0
+    assert figures["return"] == pytest.approx(sum(e.team_return for e in offline) / 4, abs=1e-6)
+    assert figures["steps_per_second"] > 0
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
+
+
+def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_path):
+    command = ["swarm", "--team", "simple_spread", "--bundles", str(bundles)]
+    swarm = subprocess.Popen(
+        [sys.executable, "-m", "kdmarl_ros.cli", *command, "--episodes", "100000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    give_up = time.monotonic() + 60
+    while len(flown_episodes(tmp_path)) < 2:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    swarm.send_signal(signal.SIGINT)
+    stdout, stderr = swarm.communicate(timeout=30)
+    assert swarm.returncode == 0, stderr
+    assert "return" in stdout
+    assert processes_in(bundles) == []
+    before = flown_episodes(tmp_path)
+    ended = kdmarl(*command, "--episodes", str(len(before) + 1), "--resume", "--json")
+    assert ended.returncode == 0, ended.stderr
+    after = flown_episodes(tmp_path)
+    assert after[:-1] == before
+    assert after[-1].index == len(before)
+
+
+def test_a_killed_swarm_leaves_no_process_behind(domain, bundles, tmp_path):
+    swarm = subprocess.Popen(
+        [sys.executable, "-m", "kdmarl_ros.cli", "swarm", "--team", "simple_spread",
+         "--bundles", str(bundles), "--episodes", "100000"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    give_up = time.monotonic() + 60
+    while not flown_episodes(tmp_path):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    swarm.kill()
+    swarm.wait()
+    _, alive = psutil.wait_procs(processes_in(bundles), timeout=15)
+    assert alive == []
+
+
+def test_a_robot_that_dies_is_named(domain, bundles, tmp_path):
+    swarm = subprocess.Popen(
+        [sys.executable, "-m", "kdmarl_ros.cli", "swarm", "--team", "simple_spread",
+         "--bundles", str(bundles), "--episodes", "100000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    give_up = time.monotonic() + 60
+    while not flown_episodes(tmp_path):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    [victim] = processes_in(bundles / "robot_1")
+    victim.kill()
+    _, stderr = swarm.communicate(timeout=30)
+    assert swarm.returncode == 2
+    assert "robot_1" in stderr
+    assert "policy_node" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert processes_in(bundles) == []
+
+
+def test_bridge_names_the_robots_that_do_not_come(domain, start_node, tmp_path):
+    bridge = start_node(
+        "bridge_node", "-p", "team:=simple_spread", "-p", f"results:={tmp_path / 'r.jsonl'}",
+        "-p", "join_timeout_s:=0.5",
+    )  # fmt: skip
+    _, stderr = bridge.communicate(timeout=30)
+    assert bridge.returncode == 2
+    assert "robot_0 and robot_1 and robot_2" in stderr
+
+
+def test_launch_files_start_the_same_swarm(domain, bundles, tmp_path):
+    launch = pytest.importorskip("launch", reason="launch is not installed")
+    pytest.importorskip("launch_ros", reason="launch_ros is not installed")
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+    from kdmarl_core.files import share_folder
+
+    path = share_folder() / "launch" / "swarm.launch.py"
+    episodes = tmp_path / "episodes.jsonl"
+    arguments = {
+        "team": "simple_spread",
+        "bundles": str(bundles),
+        "episodes": "2",
+        "results": str(episodes),
+    }
+    service = launch.LaunchService()
+    service.include_launch_description(
+        launch.LaunchDescription(
+            [
+                launch.actions.IncludeLaunchDescription(
+                    PythonLaunchDescriptionSource(str(path)),
+                    launch_arguments=arguments.items(),
+                )
+            ]
+        )
+    )
+    assert service.run() == 0
+    assert len(results.read(episodes)) == 2
