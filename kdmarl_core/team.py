@@ -65,17 +65,6 @@ class Team:
     safe_action: str
     robots: tuple[Robot, ...]
 
-    def robot(self, name: str) -> Robot:
-        """The robot of that name.
-
-        Raises:
-            UserError: no such robot.
-        """
-        for robot in self.robots:
-            if robot.name == name:
-                return robot
-        raise unknown("robot", name, [r.name for r in self.robots], str(self.path))
-
 
 def team_names() -> list[str]:
     """Teams that ship."""
@@ -138,6 +127,10 @@ def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'kdmarl distil --team {team.name}' first")
+    present = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
+    for robot in team.robots:
+        if robot.name not in present:
+            raise unknown("robot", robot.name, present, f"{folder}: no bundle")
     return [_load_bundle(robot, team, folder / robot.name) for robot in team.robots]
 
 

@@ -101,13 +101,10 @@ def fly_team(
             f"fly {deployment.team.name}", total=episodes, figures="robots are starting"
         )
 
-        def report(finished: list[EpisodeResult]) -> None:
-            if finished:
-                figures = summary(finished)
-                shown = (
-                    f"return {figures['return']:.2f}, {figures['steps_per_second']:.0f} steps/s"
-                )
-                bar.update(line, completed=len(finished), figures=shown)
+        def report(new: list[EpisodeResult]) -> None:
+            figures = summary(new)
+            shown = f"return {figures['return']:.2f}, {figures['steps_per_second']:.0f} steps/s"
+            bar.update(line, advance=len(new), figures=shown)
 
         finished = fly(deployment, folder / "logs", stop, report)
     if not finished:

@@ -40,15 +40,33 @@ def append(path: Path, result: EpisodeResult) -> None:
         file.write(line)
 
 
+class Reader:
+    """Reads a results file that grows, each line once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._lines = 0
+
+    def new(self) -> list[EpisodeResult]:
+        """Episodes that were finished since the last call; an unfinished last line is left."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        found = []
+        for line in whole.decode().splitlines():
+            self._lines += 1
+            where = f"{self._path}:{self._lines}"
+            found.append(from_mapping(EpisodeResult, parse_json(line, Path(where)), where))
+        return found
+
+
 def read(path: Path) -> list[EpisodeResult]:
-    """All finished episodes; an unfinished last line is left out."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [
-        from_mapping(EpisodeResult, parse_json(line, path), f"{path}:{number}")
-        for number, line in enumerate(whole.splitlines(), 1)
-    ]
+    """All finished episodes of a results file; none if there is no file."""
+    return Reader(path).new()
 
 
 def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:

@@ -35,26 +35,30 @@ def fly(
         deployment: what to start.
         logs: folder that receives what each process prints.
         stop: set it to end early.
-        report: called with all finished episodes whenever there are new ones.
+        report: called with the episodes that were finished since the last call.
 
     Raises:
         UserError: a process ended before its time.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    seen = 0
+    reader = results.Reader(deployment.results)
+    finished: list[EpisodeResult] = []
+
+    def take() -> None:
+        new = reader.new()
+        if new:
+            finished.extend(new)
+            report(new)
+
     with _running(deployment, logs) as children:
         bridge = children[deployment.bridge.label]
         while bridge.poll() is None and not stop.is_set():
             _refuse_dead_robots(deployment, children, logs)
-            finished = results.read(deployment.results)
-            if len(finished) > seen:
-                seen = len(finished)
-                report(finished)
+            take()
             stop.wait(POLL_S)
         if bridge.poll() not in (None, 0):
             raise _ended(deployment.bridge, bridge, logs)
-    finished = results.read(deployment.results)
-    report(finished)
+    take()
     return finished
 
 

@@ -39,7 +39,7 @@ def label(rollout: Rollout, teacher: Teacher, card: TeacherCard) -> Samples:
     A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
     which the teacher was trained, then normalised.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         value = teacher.value(rollout.state)
         logits = teacher.logits(rollout.observation, rollout.action_mask)
     reward = rollout.reward * card.reward_scale
