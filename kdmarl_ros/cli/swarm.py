@@ -1,9 +1,8 @@
-"""The `kdmarl` command: the core's commands, and those that fly."""
+"""`kdmarl swarm`: a team over ROS 2, one process per robot and the simulator."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +13,14 @@ from kdmarl_core.cli.common import (
     print_json,
     print_table,
     progress_bar,
-    run,
 )
-from kdmarl_core.cli.main import make_parser
 
 if TYPE_CHECKING:
     from kdmarl_ros.results import EpisodeResult
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse and run; returns the exit code."""
-    from kdmarl_ros import demo
-
-    parser, commands = make_parser()
-    add_swarm(commands)
-    demo.add_command(commands)
-    arguments = parser.parse_args(argv)
-    return run(arguments.command, arguments)
-
-
-def add_swarm(commands: Any) -> None:
-    """Add `kdmarl swarm` to the parser."""
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "swarm", help="fly a team over ROS 2: one process per robot, and the simulator"
     )
@@ -130,7 +116,3 @@ def print_summary(team: str, figures: dict[str, Any]) -> None:
         ["safe actions", f"{figures['safe_actions']}"],
     ]
     print_table(f"{team} over ROS 2", ["figure", "value"], rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

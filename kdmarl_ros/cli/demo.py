@@ -30,7 +30,7 @@ def add_command(commands: Any) -> None:
 def demo_command(arguments: argparse.Namespace) -> None:
     """Distil, fly, print one table, draw one episode."""
     from kdmarl_core.cli.distil import run_distil
-    from kdmarl_ros.cli import fly_team
+    from kdmarl_ros.cli.swarm import fly_team
 
     folder = Path(arguments.output)
     done = run_distil(
