@@ -1,8 +1,9 @@
-"""What the benchmarks share: processes that end with their block, and figures with their spread."""
+"""What the benchmarks share: processes that end with their block, figures with their spread."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kdmarl_core.cli.common import print_table
+from kdmarl_core.cli.common import print_json, print_table
 from kdmarl_core.team import Robot
 
 ECHO = Path(__file__).with_name("echo.py")
@@ -64,13 +65,13 @@ def figures_of(command: Sequence[str], timeout_s: float) -> Any:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured quantity: a value per round, and what it should be."""
+    """One measured quantity: a value per round, and what it should be at least or at most."""
 
     name: str
     values: tuple[float, ...]
-    at_least: float | None = None
-    at_most: float | None = None
-    judged_by: str = "median"  # or "max": the value that is held against the goal
+    least: float | None = None
+    most: float | None = None
+    by: Literal["median", "max"] = "median"  # what is held against the goal
 
     @property
     def median(self) -> float:
@@ -80,33 +81,23 @@ class Figure:
     @property
     def met(self) -> bool | None:
         """Whether the goal is met; None if there is none."""
-        value = max(self.values) if self.judged_by == "max" else self.median
-        if self.at_least is not None:
-            return value >= self.at_least
-        if self.at_most is not None:
-            return value <= self.at_most
-        return None
+        value = max(self.values) if self.by == "max" else self.median
+        if self.least is not None:
+            return value >= self.least
+        return None if self.most is None else value <= self.most
 
     def as_json(self) -> dict[str, Any]:
         """For other programs."""
-        return {
-            "median": self.median,
-            "values": list(self.values),
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            "judged_by": self.judged_by,
-            "met": self.met,
-        }
+        return dataclasses.asdict(self) | {"median": self.median, "met": self.met}
 
     def as_row(self) -> list[str]:
         """For people."""
-        goal, sign = (self.at_least, ">=") if self.at_most is None else (self.at_most, "<=")
-        wanted = "" if goal is None else f"{self.judged_by} {sign} {goal:g}"
+        goal, sign = (self.most, "<=") if self.least is None else (self.least, ">=")
         return [
             self.name,
             f"{self.median:.4g}",
             f"{min(self.values):.4g} ... {max(self.values):.4g}",
-            wanted,
+            "" if goal is None else f"{self.by} {sign} {goal:g}",
             {None: "", True: "met", False: "missed"}[self.met],
         ]
 
@@ -114,7 +105,7 @@ class Figure:
 def show(title: str, figures: Sequence[Figure], *, as_json: bool) -> None:
     """Print all figures, as a table or as JSON."""
     if as_json:
-        print(json.dumps({figure.name: figure.as_json() for figure in figures}, indent=2))
-        return
-    header = ["figure", "median", "least ... most", "goal", ""]
-    print_table(title, header, [figure.as_row() for figure in figures])
+        print_json([figure.as_json() for figure in figures])
+    else:
+        header = ["figure", "median", "least ... most", "goal", ""]
+        print_table(title, header, [figure.as_row() for figure in figures])

@@ -102,7 +102,7 @@ class EchoDriver(Node):
 
     def __init__(self, layout: dict[str, dict[str, int]], steps: int) -> None:
         super().__init__("driver")
-        self.finished: Future = Future()
+        self.finished: Future[float] = Future()
         self._last = WARM_UP_STEPS + steps
         self._count = 0
         self._answered: set[str] = set()
@@ -160,7 +160,7 @@ class Probe(Node):
             robot: _Link(self, robot, blocks, functools.partial(self._on_action, robot))
             for robot, blocks in layout.items()
         }
-        self._awaited: tuple[str, Stamp] | None = None
+        self._awaited = ("", (-1, -1))
         self._answered_s = 0.0
 
     def present(self) -> bool:
@@ -182,17 +182,17 @@ class Probe(Node):
         now = self.get_clock().now()
         begun_s = time.perf_counter()
         self._links[robot].show(stamp, now)
-        while self._awaited is not None:
+        while self._answered_s < begun_s:
             executor.spin_once()
         return self._answered_s - begun_s
 
     def _on_action(self, robot: str, stamp: Stamp) -> None:
         if self._awaited == (robot, stamp):
             self._answered_s = time.perf_counter()
-            self._awaited = None
 
 
-def _await_robots(node: EchoDriver | Probe, executor: SingleThreadedExecutor) -> None:
+def await_robots(node: EchoDriver | Probe, executor: SingleThreadedExecutor) -> None:
+    """Wait until all robots are there and hear every topic."""
     while not node.present():
         executor.spin_once(timeout_sec=0.1)
     settled_s = time.monotonic() + SETTLE_S
@@ -217,14 +217,14 @@ def main() -> None:
         elif arguments.role == "driver":
             driver = EchoDriver(arguments.layout, arguments.count)
             executor.add_node(driver)
-            _await_robots(driver, executor)
+            await_robots(driver, executor)
             driver.begin()
             executor.spin_until_future_complete(driver.finished)
             print(json.dumps(arguments.count / driver.finished.result()))
         else:
             probe = Probe(arguments.layout)
             executor.add_node(probe)
-            _await_robots(probe, executor)
+            await_robots(probe, executor)
             gc.freeze()
             print(json.dumps(probe.measure(executor, arguments.count)))
     rclpy.try_shutdown()

@@ -75,13 +75,13 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def _measure_round(deployment: Deployment, trips: int, *, floor_first: bool) -> Round:
     rates: list[tuple[str, Callable[[Deployment], float]]] = [
-        ("swarm [steps/s]", _swarm_rate),
-        ("floor [steps/s]", _floor_rate),
+        ("swarm, steps/s", _swarm_rate),
+        ("floor, steps/s", _floor_rate),
     ]
     figures = {}
     for name, rate in reversed(rates) if floor_first else rates:
         figures[name] = rate(deployment)
-    figures["rate: swarm / floor"] = figures["swarm [steps/s]"] / figures["floor [steps/s]"]
+    figures["rate ratio"] = figures["swarm, steps/s"] / figures["floor, steps/s"]
     return figures | _latencies(deployment, trips)
 
 
@@ -115,20 +115,17 @@ def _latencies(deployment: Deployment, trips: int) -> Round:
         policy_ms, echo_ms = (
             float(np.percentile(seconds[robot], percent)) * 1e3 for robot in (policy, echo)
         )
-        figures[f"policy node p{percent} [ms]"] = policy_ms
-        figures[f"bare node p{percent} [ms]"] = echo_ms
-        figures[f"latency p{percent}: policy / bare"] = policy_ms / echo_ms
+        figures[f"policy node p{percent}, ms"] = policy_ms
+        figures[f"bare node p{percent}, ms"] = echo_ms
+        figures[f"latency p{percent} ratio"] = policy_ms / echo_ms
     return figures
 
 
 def _figures(rounds: list[Round]) -> list[Figure]:
-    goals = {
-        "rate: swarm / floor": (RATE_GOAL, None),
-        "latency p50: policy / bare": (None, P50_GOAL),
-        "latency p99: policy / bare": (None, P99_GOAL),
-    }
+    least = {"rate ratio": RATE_GOAL}
+    most = {"latency p50 ratio": P50_GOAL, "latency p99 ratio": P99_GOAL}
     return [
-        Figure(name, tuple(values[name] for values in rounds), *goals.get(name, (None, None)))
+        Figure(name, tuple(figures[name] for figures in rounds), least.get(name), most.get(name))
         for name in rounds[0]
     ]
 

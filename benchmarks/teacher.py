@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib.util
+import logging
 import multiprocessing
 import os
 import platform
@@ -133,13 +133,18 @@ def _stop_when_due(record: Run, seconds: float | None) -> None:
 
 def perform(job: Job) -> Run:
     """Carry out a run, in the process that calls."""
-    return _run_ours(job) if job.shape is None else _run_jaxmarl(job)
+    record = Run(job.name, time.monotonic())
+    if job.shape is None:
+        _run_ours(job, record)
+    else:
+        _run_jaxmarl(job, record)
+    return record
 
 
-# --- Ours ------------------------------------------------------------------------------------------
+# --- Ours ----------------------------------------------------------------------------------------
 
 
-def _run_ours(job: Job) -> Run:
+def _run_ours(job: Job, record: Run) -> None:
     import torch
 
     from kdmarl_core.tasks import make_task
@@ -148,7 +153,6 @@ def _run_ours(job: Job) -> Run:
 
     torch.set_num_threads(job.cores)
     task, recipe = make_task(TASK), dataclasses.replace(_recipe(), env_steps=job.env_steps)
-    record = Run(job.name, time.monotonic())
 
     def report(iteration: int, figures: dict[str, float]) -> None:
         record.add(iteration * recipe.steps_per_iteration, figures["return"])
@@ -158,9 +162,8 @@ def _run_ours(job: Job) -> Run:
         try:
             teacher, _ = train(task, recipe, job.seed, Path(folder), resume=False, report=report)
         except _TimeUpError:
-            return record
+            return
     record.greedy = _evaluate(TeacherPlayer(teacher, task.spec), job)
-    return record
 
 
 def _recipe() -> Any:
@@ -187,13 +190,11 @@ def _play_randomly(job: Job) -> list[float]:
     return _evaluate(RandomPlayer(make_task(TASK).spec), job)
 
 
-# --- JaxMARL ---------------------------------------------------------------------------------------
+# --- JaxMARL -------------------------------------------------------------------------------------
 
 
-def _run_jaxmarl(job: Job) -> Run:
+def _run_jaxmarl(job: Job, record: Run) -> None:
     import jax
-
-    record = Run(job.name, time.monotonic())
 
     def log(figures: dict[str, Any]) -> None:
         # The log counts updates from 0 and multiplies returns by the number of agents.
@@ -202,6 +203,8 @@ def _run_jaxmarl(job: Job) -> Run:
         record.add(done, float(figures["returns"]) / agents)
         _stop_when_due(record, job.seconds)
 
+    if job.seconds is not None:
+        logging.disable()  # JAX would report the exception that ends the run
     trainer = _load_script(job.source, log)
     config = _config(job)
     key = jax.random.PRNGKey(job.seed)
@@ -211,10 +214,9 @@ def _run_jaxmarl(job: Job) -> Run:
     except jax.errors.JaxRuntimeError as error:
         if _TimeUpError.__name__ not in str(error):
             raise
-        return record
+        return
     (train_states, *_), _ = result["runner_state"]
     record.greedy = _evaluate(_JaxmarlPlayer(trainer, config, train_states[0].params), job)
-    return record
 
 
 def _load_script(source: Path, log: Callable[[dict[str, Any]], None]) -> ModuleType:
@@ -288,7 +290,7 @@ class _JaxmarlPlayer:
         return np.asarray(actions).tolist()
 
 
-# --- The comparison --------------------------------------------------------------------------------
+# --- The comparison ------------------------------------------------------------------------------
 
 
 def main() -> int:
@@ -302,8 +304,8 @@ def main() -> int:
         metavar="ENVSxSTEPS",
         nargs="*",
         type=_shape,
-        default=[(256, 25), (128, 128)],
-        help="of JaxMARL's rollouts, besides the shipped one (default 256x25 128x128)",
+        default=[(64, 128), (256, 25)],
+        help="of JaxMARL's rollouts, besides the shipped one (default 64x128 256x25)",
     )
     parser.add_argument("--repeats", type=positive, default=2, help="short runs (default 2)")
     parser.add_argument("--short", type=float, default=15, help="seconds of each (default 15)")
@@ -389,15 +391,20 @@ def _train(job: Job, rate: float, arguments: argparse.Namespace) -> Run:
 
 def _in_own_process(function: Callable[[Job], Any], job: Job) -> Any:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_leave_stdout_alone) as pool:
         return pool.submit(function, job).result()
+
+
+def _leave_stdout_alone() -> None:
+    """What the libraries print goes to standard error: standard output is for the figures."""
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# --- Figures ---------------------------------------------------------------------------------------
+# --- Figures -------------------------------------------------------------------------------------
 
 
 def _standard_error(values: Sequence[float]) -> float:
@@ -477,8 +484,8 @@ def _print_rates(short: Sequence[Run]) -> None:
                 " ".join(f"{measured.cores_busy:.2f}" for measured in runs),
             )
         )
-    header = ("environments x steps", "env steps/s", "mean", "start-up s", "cores busy")
-    print_table("Throughput of short runs (start-up and compiling excluded)", header, rows)
+    header = ("", "env steps/s", "mean", "start in s", "cores busy")
+    print_table("Short runs; imports and compiling are in the start only", header, rows)
 
 
 def _print_returns(trained: Sequence[Run], budget: float) -> None:
@@ -500,13 +507,14 @@ def _print_final(trained: Sequence[Run], random: Sequence[float]) -> None:
             f"{run_.start_up:.1f}",
             f"{run_.rate:,.0f}",
             f"{run_.cores_busy:.2f}",
-            f"{np.mean(run_.greedy):.2f} +- {_standard_error(run_.greedy):.2f}",
+            f"{np.mean(run_.greedy):.2f} ({_standard_error(run_.greedy):.2f})",
         )
         for run_ in trained
     ]
-    rows.append(("random actions", *"-----", f"{np.mean(random):.2f}"))
-    header = ("", "env steps", "seconds", "start-up s", "env steps/s", "cores busy", "greedy")
-    print_table(f"After training, {len(random)} greedy episodes in mpe2", header, rows)
+    rows.append(("random", *"-----", f"{np.mean(random):.2f}"))
+    header = ("", "env steps", "seconds", "start", "steps/s", "cores", "greedy")
+    title = f"After training: mean of {len(random)} greedy episodes in mpe2 (standard error)"
+    print_table(title, header, rows)
 
 
 def _print_ratio(ours: Run, other: Run, short: Sequence[Run], budget: float) -> None:
@@ -516,7 +524,7 @@ def _print_ratio(ours: Run, other: Run, short: Sequence[Run], budget: float) -> 
     print(
         f"{OURS} to {other.name}: {short_ratio:.1f} times the env steps/s in short runs, "
         f"{ours.rate / other.rate:.1f} in training; final greedy return "
-        f"{np.mean(gain):+.2f} +- {_standard_error(gain):.2f} better (cost ratio {ratio:.2f})"
+        f"{np.mean(gain):+.2f} +- {_standard_error(gain):.2f} better (ratio {ratio:.2f})"
     )
     window = WINDOW * budget
     level = other.return_at(budget, window)
@@ -526,8 +534,8 @@ def _print_ratio(ours: Run, other: Run, short: Sequence[Run], budget: float) -> 
         if second > window and ours.return_at(second, window) > level
     )
     found = next(reached, None)
-    when = "did not reach" if found is None else f"after {found:.0f} s passed"
-    print(f"  in sampled return {OURS} {when} its final {level:.1f}")
+    when = "not reached" if found is None else f"passed after {found:.0f} s"
+    print(f"  its last sampled return of {level:.1f} was {when} by {OURS}")
 
 
 if __name__ == "__main__":

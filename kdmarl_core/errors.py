@@ -10,6 +10,10 @@ class UserError(Exception):
     Every command turns it into that line on standard error and exit code 2.
     """
 
+    def __str__(self) -> str:
+        """One line, even where a quoted name or another library's message holds more."""
+        return " ".join(super().__str__().splitlines())
+
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A remedy for an unknown name: the nearest valid ones first, all of them if none is near."""

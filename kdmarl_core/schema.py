@@ -7,7 +7,7 @@ since a robot's process reads its manifest with it.
 
 import dataclasses
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     """
     try:
         document = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date; nesting
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
     return _mapping(document, path)
@@ -44,7 +44,7 @@ def parse_json(text: str, where: Path) -> Mapping[str, Any]:
     """The mapping at the top of a JSON text that was read from `where`."""
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: not valid JSON ({error}); the file is damaged, make it again"
         ) from None
@@ -121,7 +121,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         }
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, where)
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    # False for NaN, and safe for whole numbers that no float can hold.
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is hint:
         return value

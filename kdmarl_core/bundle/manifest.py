@@ -92,10 +92,16 @@ class Manifest:
                 f"schema_version: {self.schema_version} is not the {SCHEMA_VERSION} that this "
                 "version reads; export the bundle again with this version"
             )
+        if self.rate_hz <= 0:
+            raise UserError(f"rate_hz: {self.rate_hz} must be above 0; export again")
         names = [block.name for block in self.blocks]
         if not names or len(set(names)) != len(names):
             raise UserError(f"blocks: {names} must be distinct and not empty; export again")
         for block in self.blocks:
+            if not (block.name.isidentifier() and block.name.isascii()):
+                raise UserError(
+                    f"blocks: '{block.name}' cannot be the name of a topic; export again"
+                )
             if block.size < 1:
                 raise UserError(
                     f"blocks: {block.name}: size {block.size} is below 1; export again"

@@ -54,12 +54,12 @@ class BundlePolicy:
     def _check_interface(self, where: str) -> None:
         size, actions = self.manifest.observation_size, len(self.manifest.actions)
         found = [
-            (item.name, item.shape[-1], item.type)
+            (item.name, item.shape[1:], item.type)
             for item in (*self._session.get_inputs(), *self._session.get_outputs())
         ]
         expected = [
-            (OBSERVATION, size, "tensor(float)"),
-            (LOGITS, actions, "tensor(float)"),
+            (OBSERVATION, [size], "tensor(float)"),
+            (LOGITS, [actions], "tensor(float)"),
         ]
         if found != expected:
             raise UserError(

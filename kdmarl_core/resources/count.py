@@ -30,7 +30,7 @@ def count(model: bytes) -> Cost:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     macs = 0
     for node in graph.node:
-        if node.op_type in ("Gemm", "MatMul"):
+        if node.op_type in ("Gemm", "MatMul") and node.input[1] in weights:
             shape = weights[node.input[1]].shape
             macs += int(np.prod(shape[-2:]))
         elif node.op_type not in _WITHOUT_MACS:
