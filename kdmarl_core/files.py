@@ -74,11 +74,14 @@ def atomic_write(target: Path, content: bytes) -> None:
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise a `UserError` early if a long run would end by finding its output in the way."""
-    if target.exists() and not overwrite:
-        raise UserError(f"{target}: exists already; give another --output, or --overwrite")
-    existing = next(parent for parent in target.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{target}: no permission to write in {existing}; give another --output")
+    with _refusing_to_write(target):
+        if target.exists() and not overwrite:
+            raise UserError(f"{target}: exists already; give another --output, or --overwrite")
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{target}: is not a folder; give another --output")
+        existing = next(parent for parent in target.absolute().parents if parent.exists())
+        # Permission bits do not tell the whole truth: try it.
+        tempfile.TemporaryDirectory(prefix=".kdmarl.", dir=existing).cleanup()
 
 
 def _replace_folder(source: Path, target: Path) -> None:

@@ -36,7 +36,7 @@ def animate(scenes: Sequence[Scene], title: str, path: Path) -> None:
     def frame(index: int) -> list[Circle]:
         for patch in list(axes.patches):
             patch.remove()
-        axes.set_xlabel(f"step {index}")
+        axes.set_xlabel(f"x, y in metres; step {index}")
         return _draw(axes, scenes[index])
 
     animation = FuncAnimation(figure, frame, frames=len(scenes), blit=False)
@@ -48,7 +48,7 @@ def _canvas(scenes: Sequence[Scene], title: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     reach_m = max(max(abs(e.x_m), abs(e.y_m)) + e.radius_m for scene in scenes for e in scene)
     axes.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal", title=title)
-    axes.set_xlabel("x, y in metres")
+    axes.set_xlabel("x, y in metres; lines: paths of the robots; dark discs: landmarks")
     axes.grid(visible=True, color="#eeeeee")
     return figure, axes
 

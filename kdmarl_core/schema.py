@@ -81,6 +81,27 @@ def from_mapping(kind: type[T], document: Any, where: str) -> T:
         raise UserError(f"{where}: {error}") from None
 
 
+def check_at_least(low: float, record: object, *names: str) -> None:
+    """Raise a `UserError` for the first of these fields that is below `low`."""
+    for name in names:
+        if getattr(record, name) < low:
+            raise UserError(f"{name}: {getattr(record, name)} is below {low}; give at least {low}")
+
+
+def check_above_zero(record: object, *names: str) -> None:
+    """Raise a `UserError` for the first of these fields that is zero or less."""
+    for name in names:
+        if getattr(record, name) <= 0:
+            raise UserError(f"{name}: {getattr(record, name)} must be above 0; correct it")
+
+
+def check_share(record: object, *names: str) -> None:
+    """Raise a `UserError` for the first of these fields that is not between 0 and 1."""
+    for name in names:
+        if not 0 <= getattr(record, name) <= 1:
+            raise UserError(f"{name}: {getattr(record, name)} must be between 0 and 1; correct it")
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -121,10 +142,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         }
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, where)
-    # False for NaN, and safe for whole numbers that no float can hold.
-    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    if type(value) is hint:
+    if hint is float:
+        # False for NaN, and safe for whole numbers that no float can hold.
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            return float(value)
+    elif type(value) is hint:
         return value
     raise UserError(f"{where}: expected {_describe(hint)}, got {value!r}; correct it")
 

@@ -9,7 +9,7 @@ from typing import Literal
 from kdmarl_core.bundle import MANIFEST, BundlePolicy, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import share_folder
-from kdmarl_core.schema import from_mapping, read_yaml
+from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
 from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks
 
 
@@ -21,8 +21,7 @@ class StudentSpec:
     width: int
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"width: {self.width} is below 1; give at least 1")
+        check_at_least(1, self, "width")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def load_team(name_or_path: str) -> Team:
 
 def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
     where = f"{path}: robots: {name}"
-    if not name.isidentifier() or not name.islower():
+    if not (name.isidentifier() and name.islower() and name.isascii()):
         raise UserError(f"{where}: not a valid namespace; use small letters, digits and '_'")
     agent = task.spec.agent(entry.agent, f"{where}: agent")
     blocks = select_blocks(agent.blocks, entry.sensors, f"{where}: sensors")

@@ -118,7 +118,13 @@ def check_parameter_file(path: Path, robot: str) -> None:
     section = document.get(expected)
     if not isinstance(section, dict) or list(section) != ["ros__parameters"]:
         raise UserError(f"{path}: {expected}: must hold the one key 'ros__parameters'; correct it")
-    check_names(PolicyParameters, section["ros__parameters"] or {}, f"{path}: {expected}")
+    parameters = section["ros__parameters"]
+    if not isinstance(parameters, dict | None):
+        raise UserError(
+            f"{path}: {expected}: ros__parameters: expected a mapping, got {parameters!r}; "
+            "correct it"
+        )
+    check_names(PolicyParameters, map(str, parameters or {}), f"{path}: {expected}")
 
 
 def _plan_robot(robot: Robot, bundles: Path, files: Path) -> Process:

@@ -1,8 +1,8 @@
 """The newest inputs become a decision: everything a policy node knows that is not ROS.
 
 Time is steady time in seconds. An input is identified by (episode, step); within an episode steps
-only grow, and another episode begins anew, whatever its number: a restarted simulator may count
-from zero.
+only grow. Another episode begins anew, whatever its number: a restarted simulator may count from
+zero. So does step 0 of the same episode: a simulator that was killed plays it from its start.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PolicyRuntime:
         """
         entry = self._inputs[index]
         reason = check_values(data, entry.size)
-        if reason is None and episode == entry.stamp[0] and step < entry.stamp[1]:
+        if reason is None and episode == entry.stamp[0] and 0 < step < entry.stamp[1]:
             reason = "old"
         if reason is not None:
             self.drops[f"{entry.name}/{reason}"] += 1
@@ -89,7 +89,7 @@ class PolicyRuntime:
         if self.last is not None and self.last.stamp == stamp and not self.last.safe:
             return self.last
         begun = time.perf_counter()
-        if stamp[0] != self._episode:
+        if stamp[0] != self._episode or stamp[1] == 0:
             self._policy.reset()
             self._episode = stamp[0]
         try:

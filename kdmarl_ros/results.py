@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kdmarl_core.schema import from_mapping, parse_json
 
@@ -34,10 +36,17 @@ class EpisodeResult:
 
 
 def append(path: Path, result: EpisodeResult) -> None:
-    """Add one line; a process killed meanwhile leaves at most an unfinished last line."""
+    """Add one line; a process killed meanwhile leaves at most an unfinished last line.
+
+    Such a line is cut off by the process that goes on.
+    """
     line = json.dumps(dataclasses.asdict(result), separators=(",", ":")) + "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
+    with path.open("a+b") as file:
+        file.seek(max(file.tell() - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
 
 
 class Reader:
@@ -70,10 +79,13 @@ def read(path: Path) -> list[EpisodeResult]:
 
 
 def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Figures of a run: mean return, steps per second, latency percentiles, misses."""
+    """Figures of a run: mean return, steps per second, latency percentiles, misses.
+
+    Percentiles are NaN where no robot ever answered.
+    """
     returns = np.array([result.team_return for result in results])
-    latencies = np.concatenate([result.latencies_s for result in results]) * 1e3
-    compute = np.concatenate([result.compute_s for result in results]) * 1e3
+    latencies_s = np.concatenate([result.latencies_s for result in results])
+    compute_s = np.concatenate([result.compute_s for result in results])
     steps = sum(result.steps for result in results)
     wins = [result.outcome == "won" for result in results if result.outcome]
     return {
@@ -81,10 +93,14 @@ def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "return": float(returns.mean()),
         "win_rate": float(np.mean(wins)) if wins else None,
         "steps_per_second": steps / sum(result.seconds for result in results),
-        "latency_p50_ms": float(np.percentile(latencies, 50)),
-        "latency_p99_ms": float(np.percentile(latencies, 99)),
-        "compute_p50_ms": float(np.percentile(compute, 50)),
-        "compute_p99_ms": float(np.percentile(compute, 99)),
+        "latency_p50_ms": _percentile_ms(latencies_s, 50),
+        "latency_p99_ms": _percentile_ms(latencies_s, 99),
+        "compute_p50_ms": _percentile_ms(compute_s, 50),
+        "compute_p99_ms": _percentile_ms(compute_s, 99),
         "missed_deadlines": sum(result.missed_deadlines for result in results),
         "safe_actions": sum(result.safe_actions for result in results),
     }
+
+
+def _percentile_ms(values_s: npt.NDArray[np.float64], q: float) -> float:
+    return float(np.percentile(values_s, q)) * 1e3 if len(values_s) else math.nan

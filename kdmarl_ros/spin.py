@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +18,10 @@ from rclpy.signals import SignalHandlerOptions
 from kdmarl_core.errors import UserError
 
 EXIT_USER_ERROR = 2
+
+# Set to a process number by a supervisor whose nodes must not outlive it.
+PARENT_VARIABLE = "KDMARL_PARENT"
+_PR_SET_PDEATHSIG = 1
 
 
 class Stop:
@@ -52,6 +58,7 @@ def main(make_node: Callable[[], N], args: list[str] | None = None) -> int:
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop.request)
+    _die_with_parent(stop)
     try:
         node = make_node()
         gc.collect()
@@ -67,3 +74,13 @@ def main(make_node: Callable[[], N], args: list[str] | None = None) -> int:
     finally:
         rclpy.try_shutdown()
     return 0
+
+
+def _die_with_parent(stop: Stop) -> None:
+    """Have the kernel send SIGTERM when the supervisor that started this process is gone."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != parent:  # it was gone before we asked
+        stop.request()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import os
 import signal
 import subprocess
 import time
@@ -15,12 +15,11 @@ from kdmarl_core.errors import UserError
 from kdmarl_ros import results
 from kdmarl_ros.deployment import Deployment, Process
 from kdmarl_ros.results import EpisodeResult
+from kdmarl_ros.spin import PARENT_VARIABLE
 
 POLL_S = 0.1
 INTERRUPT_GRACE_S = 5.0
 TERMINATE_GRACE_S = 2.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def fly(
@@ -81,12 +80,8 @@ def _start(process: Process, logs: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C is ours to pass on, once
-            preexec_fn=_die_with_parent,
+            env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
         )
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:

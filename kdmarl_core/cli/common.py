@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,11 +31,17 @@ console = Console(stderr=True, highlight=False)
 
 
 def run(command: Command, arguments: argparse.Namespace) -> int:
-    """Run a command; the user's mistakes become one line on standard error and exit code 2."""
+    """Run a command; what the user can mend becomes one line on standard error, exit code 2."""
     try:
         command(arguments)
     except UserError as error:
         print(f"kdmarl: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error)
+        remedy = "check the path, its permissions and the space left"
+        print(f"kdmarl: {place}{reason}; {remedy}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("kdmarl: interrupted", file=sys.stderr)
@@ -89,13 +97,23 @@ def progress_bar() -> Progress:
 
 
 def print_json(figures: Any) -> None:
-    """Figures on standard output for other programs."""
-    print(json.dumps(figures, indent=2))
+    """Figures on standard output for other programs; null for what is not a number."""
+    print(json.dumps(_without_nan(figures), indent=2))
+
+
+def _without_nan(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {key: _without_nan(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output for people."""
-    table = Table(title=title, title_justify="left")
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:

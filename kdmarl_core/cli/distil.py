@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,10 @@ def run_distil(
     from kdmarl_core.team import load_team
 
     team = load_team(team_name)
+    if teacher:
+        team = dataclasses.replace(team, teacher=teacher)
     how = load_recipe(recipe)
-    frozen, card = load_teacher(find_teacher(teacher or team.teacher), team.task.spec)
+    frozen, card = load_teacher(find_teacher(team.teacher), team.task.spec)
     folder = Path(output) if output else bundles_folder(team.name)
     refuse_existing(folder, overwrite=overwrite)
     torch.set_num_threads(threads)
@@ -118,8 +121,6 @@ def load_recipe(path: str | None) -> Recipe:
 
 
 def _figures(done: DistilledTeam) -> dict[str, Any]:
-    import dataclasses
-
     return {
         "bundles": str(done.folder),
         "measured": dataclasses.asdict(done.played.measured),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +59,13 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output or f"runs/train/{slug}-{arguments.seed}")
     torch.set_num_threads(arguments.threads)
     refuse_existing(folder, overwrite=arguments.overwrite or arguments.resume)
-    with progress_bar() as bar, _event_files(folder) as writer:
+    with progress_bar() as bar, _event_files(folder) as events:
         line = bar.add_task(f"train {task.spec.name}", total=recipe.iterations, figures="")
 
         def report(iteration: int, figures: dict[str, float]) -> None:
             bar.update(line, completed=iteration, figures=f"return {figures['return']:.2f}")
             for name, value in figures.items():
-                writer.add_scalar(f"train/{name}", value, iteration * recipe.steps_per_iteration)
+                events().add_scalar(f"train/{name}", value, iteration * recipe.steps_per_iteration)
 
         try:
             teacher, seconds = train(
@@ -115,10 +118,13 @@ def _load_recipe(arguments: argparse.Namespace, task: Task) -> Recipe:
     return recipe
 
 
-def _event_files(folder: Path) -> Any:
+@contextlib.contextmanager
+def _event_files(folder: Path) -> Iterator[Callable[[], Any]]:
+    """TensorBoard's writer, made with the first figure: a run that is refused leaves no file."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda: stack.enter_context(SummaryWriter(str(folder))))
 
 
 def _card(

@@ -13,19 +13,20 @@ from kdmarl_core.distil.expert_buffer import Samples
 from kdmarl_core.distil.losses import (
     Terms,
     Weights,
+    critic_free_ppo,
     entropy,
     hard_cross_entropy,
     policy_kl,
-    ppo_clip,
     total,
 )
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.errors import UserError
+from kdmarl_core.schema import check_above_zero, check_at_least
 
 
 @dataclass(frozen=True)
 class OfflinePhase:
-    """Learning from the teacher's own rollouts."""
+    """Learning from the teacher's own rollouts; no updates switch it off."""
 
     buffer_steps: int
     updates: int
@@ -33,10 +34,15 @@ class OfflinePhase:
     learning_rate: float
     weights: Weights
 
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "updates")
+        check_at_least(1, self, "buffer_steps", "minibatch")
+        check_above_zero(self, "learning_rate")
+
 
 @dataclass(frozen=True)
 class OnPolicyPhase:
-    """Learning from the students' own states."""
+    """Learning from the students' own states; no iterations switch it off."""
 
     iterations: int
     num_envs: int
@@ -45,6 +51,11 @@ class OnPolicyPhase:
     minibatches: int
     learning_rate: float
     weights: Weights
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "iterations")
+        check_at_least(1, self, "num_envs", "rollout_steps", "epochs", "minibatches")
+        check_above_zero(self, "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,7 @@ class Recipe:
     on_policy: OnPolicyPhase
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "clip", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}: {getattr(self, name)} must be above 0; correct it")
+        check_above_zero(self, "temperature", "clip", "max_grad_norm")
 
 
 class Learner:
@@ -94,7 +103,7 @@ class Learner:
         logits = self.students(restricted, batch.action_mask).logits
         log_prob = torch.log_softmax(logits, -1).gather(-1, batch.action[..., None]).squeeze(-1)
         return Terms(
-            ppo=ppo_clip(log_prob, batch.behaviour, batch.advantage, self._recipe.clip),
+            ppo=critic_free_ppo(log_prob, batch.behaviour, batch.advantage, self._recipe.clip),
             kl=policy_kl(batch.teacher_logits, logits, self._recipe.temperature),
             cross_entropy=hard_cross_entropy(batch.teacher_logits, logits),
             entropy=entropy(logits),

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from kdmarl_core.errors import UserError
+from kdmarl_core.schema import check_at_least
+from kdmarl_core.teacher.returns import ppo_clip
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,7 @@ class Weights:
     entropy: float  # zeta
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise UserError(
-                    f"{field.name}: {getattr(self, field.name)} is below 0; give 0 or more"
-                )
+        check_at_least(0, self, *(field.name for field in fields(self)))
 
 
 class Terms(NamedTuple):
@@ -47,7 +44,7 @@ class Terms(NamedTuple):
     entropy: Tensor
 
 
-def ppo_clip(log_prob: Tensor, behaviour: Tensor, advantage: Tensor, clip: float) -> Tensor:
+def critic_free_ppo(log_prob: Tensor, behaviour: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """PPO-clip objective (eq. 3-4) with the teacher's advantage, summed over agents.
 
     Args:
@@ -57,9 +54,7 @@ def ppo_clip(log_prob: Tensor, behaviour: Tensor, advantage: Tensor, clip: float
         clip: epsilon.
     """
     ratio = torch.exp(log_prob - behaviour)
-    advantage = advantage[:, None]
-    clipped = ratio.clamp(1 - clip, 1 + clip) * advantage
-    return torch.min(ratio * advantage, clipped).mean(0).sum()
+    return ppo_clip(ratio, advantage[:, None], clip).mean(0).sum()
 
 
 def policy_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:

@@ -18,7 +18,8 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
 from kdmarl_core.errors import UserError
-from kdmarl_core.teacher.returns import gae
+from kdmarl_core.schema import check_above_zero, check_at_least, check_share
+from kdmarl_core.teacher.returns import gae, ppo_clip
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Architecture, Teacher, mask_logits
 
@@ -48,10 +49,10 @@ class Recipe:
     precision: Literal["bfloat16", "float32"]
 
     def __post_init__(self) -> None:
-        positive = ("env_steps", "num_envs", "rollout_steps", "epochs", "minibatches")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is below 1; give at least 1")
+        check_at_least(1, self, "env_steps", "num_envs", "rollout_steps", "epochs", "minibatches")
+        check_above_zero(self, "learning_rate", "clip", "reward_scale", "max_grad_norm")
+        check_at_least(0, self, "final_learning_rate", "entropy", "final_entropy")
+        check_share(self, "gamma", "gae_lambda")
         if self.steps_per_iteration % self.minibatches:
             raise UserError(
                 f"minibatches: {self.minibatches} does not divide num_envs * rollout_steps = "
@@ -87,11 +88,6 @@ class Losses(NamedTuple):
     policy: Tensor
     value: Tensor
     entropy: Tensor
-
-
-def ppo_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """PPO-clip (eq. 4), to be maximised: mean of min(r A, clip(r, 1 - eps, 1 + eps) A)."""
-    return torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
 
 
 class Mappo:
@@ -161,7 +157,7 @@ class Mappo:
         log_prob = log_probs.gather(-1, batch.action[..., None]).squeeze(-1)
         ratio = torch.exp(log_prob - batch.log_prob)
         return Losses(
-            policy=ppo_objective(ratio, batch.advantage[:, None], self.recipe.clip),
+            policy=ppo_clip(ratio, batch.advantage[:, None], self.recipe.clip).mean(),
             value=mse_loss(value.float().squeeze(-1), batch.value_target),
             entropy=-(log_probs.exp() * log_probs).sum(-1).mean(),
         )

@@ -1,4 +1,4 @@
-"""Advantages and returns."""
+"""Advantages, and the policy-gradient objective that uses them."""
 
 import torch
 from torch import Tensor
@@ -28,3 +28,8 @@ def gae(reward: Tensor, value: Tensor, done: Tensor, gamma: float, lam: float) -
         following = delta[t] + gamma * lam * goes_on[t] * following
         advantage[t] = following
     return advantage
+
+
+def ppo_clip(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO-clip (eq. 4), to be maximised: min(r A, clip(r, 1 - eps, 1 + eps) A), elementwise."""
+    return torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

@@ -21,7 +21,7 @@ from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import atomic_folder, share_folder
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.nets.mlp import Mlp
-from kdmarl_core.schema import from_mapping, read_json
+from kdmarl_core.schema import check_at_least, from_mapping, read_json
 from kdmarl_core.tasks import TaskSpec
 
 CARD = "card.json"
@@ -37,9 +37,7 @@ class Architecture:
     layers: int
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is below 1; give at least 1")
+        check_at_least(1, self, "width", "layers")
 
 
 class Teacher(nn.Module):

@@ -76,31 +76,23 @@ def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, A
         _range([len(item.model) for item in done.exported]),
     ]
     kept = done.played.measured
-    retention = f"{kept.retention:.1%} [{kept.retention_low:.1%}, {kept.retention_high:.1%}]"
+    retention = _percent(kept.retention, kept.retention_low, kept.retention_high)
     # The same seeds were played offline, so that the comparison is paired.
     first = {name: values[: len(over_ros)] for name, values in returns.items()}
     flown_kept = normalised_retention(over_ros, first["teacher"], first["random"])
-    flown_retention = f"{flown_kept.value:.1%} [{flown_kept.low:.1%}, {flown_kept.high:.1%}]"
-    latency = f"{figures['latency_p50_ms']:.2f} / {figures['latency_p99_ms']:.2f}"
+    flown_retention = _percent(*flown_kept)
+    latency = f"{figures['latency_p50_ms']:.2f}/{figures['latency_p99_ms']:.2f}"
     rows = [
-        ["teacher", *_mean(returns["teacher"]), "100%", *teacher_cost, DASH],
-        ["students", *_mean(returns["student"]), retention, *student_cost, DASH],
-        ["students over ROS 2", *_mean(over_ros), flown_retention, *student_cost, latency],
-        ["random", *_mean(returns["random"]), "0%", DASH, DASH, DASH, DASH],
+        ["teacher", _mean(returns["teacher"]), "100%", *teacher_cost, DASH],
+        ["students", _mean(returns["student"]), retention, *student_cost, DASH],
+        ["ROS 2 swarm", _mean(over_ros), flown_retention, *student_cost, latency],
+        ["random", _mean(returns["random"]), "0%", DASH, DASH, DASH, DASH],
     ]
-    header = [
-        "player",
-        "episodes",
-        "return",
-        "retention [95 %]",
-        "parameters",
-        "FLOPs",
-        "bytes",
-        "latency p50/p99 ms",
-    ]
+    header = ["player", "return", "retained [95 %]", "weights", "FLOPs", "bytes", "p50/p99 ms"]
     print_table(f"{done.team.task.spec.name}; costs per robot and decision", header, rows)
     print(
-        f"{figures['steps_per_second']:.0f} steps/s in lock-step, "
+        f"returns of {kept.episodes} greedy episodes offline and {len(flown)} over ROS 2, with "
+        f"standard errors; {figures['steps_per_second']:.0f} steps/s in lock-step, "
         f"{figures['missed_deadlines']} missed deadlines"
     )
 
@@ -118,10 +110,14 @@ def _draw(done: DistilledTeam, flown: list[EpisodeResult], folder: Path) -> list
     return [still, animation]
 
 
-def _mean(values: np.ndarray[Any, Any]) -> list[str]:
+def _mean(values: np.ndarray[Any, Any]) -> str:
     from kdmarl_core.metrics import standard_error
 
-    return [f"{len(values)}", f"{values.mean():.2f} ± {standard_error(values):.2f}"]
+    return f"{values.mean():.2f} ± {standard_error(values):.2f}"
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _range(values: list[int]) -> str:

@@ -1,0 +1,65 @@
+"""Fixtures that several test modules share."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import settings
+
+from kdmarl_core.errors import UserError
+from kdmarl_ros.cli import main
+
+# The same examples each time, however slow the machine is today.
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small nets are fastest on one thread, and sums then have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """JAX keeps what it compiled: many tests make simulators of the same sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture
+def kdmarl(tmp_path, monkeypatch, capfd):
+    """Runs a `kdmarl` command in an empty folder; returns exit code, outputs and what was left."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        left = sorted(os.path.relpath(p, work) for p in work.rglob("*"))
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err, left=left)
+
+    return run
+
+
+@pytest.fixture
+def refusal():
+    """Runs a function that must refuse its input; returns the message, which is one line."""
+
+    def message_of(function, *arguments, **keywords) -> str:
+        with pytest.raises(UserError) as caught:
+            function(*arguments, **keywords)
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1
+        return message
+
+    return message_of

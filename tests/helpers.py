@@ -1,0 +1,241 @@
+"""Small things to test with: documents, teams, teachers and bundles that cost nothing to make."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import yaml
+
+from kdmarl_core.bundle import (
+    MODEL,
+    SCHEMA_VERSION,
+    BlockEntry,
+    Manifest,
+    ModelEntry,
+    StudentEntry,
+    TeacherEntry,
+)
+from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.export import feed_forward_model
+from kdmarl_core.metrics import Evaluation
+from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
+from kdmarl_core.teacher.teacher import Architecture, Teacher, TeacherCard, save_teacher
+from kdmarl_core.team import Robot, StudentSpec, Team
+
+TASK = "mpe/simple_spread"
+
+TRAINING_RECIPE = {
+    "task": TASK,
+    "architecture": {"width": 16, "layers": 2},
+    "env_steps": 1600,
+    "num_envs": 16,
+    "rollout_steps": 25,
+    "epochs": 2,
+    "minibatches": 2,
+    "learning_rate": 3.0e-3,
+    "final_learning_rate": 0.0,
+    "clip": 0.2,
+    "entropy": 0.01,
+    "final_entropy": 0.0,
+    "gamma": 0.95,
+    "gae_lambda": 0.95,
+    "reward_scale": 0.2,
+    "max_grad_norm": 0.5,
+    "precision": "float32",
+}
+
+_WEIGHTS = {"ppo": 0.1, "kl": 1.0, "cross_entropy": 0.1, "entropy": 0.0}
+DISTILLATION_RECIPE = {
+    "temperature": 1.0,
+    "clip": 0.2,
+    "max_grad_norm": 1.0,
+    "offline": {
+        "buffer_steps": 6400,
+        "updates": 60,
+        "minibatch": 256,
+        "learning_rate": 1.0e-2,
+        "weights": _WEIGHTS,
+    },
+    "on_policy": {
+        "iterations": 3,
+        "num_envs": 32,
+        "rollout_steps": 25,
+        "epochs": 1,
+        "minibatches": 2,
+        "learning_rate": 1.0e-3,
+        "weights": _WEIGHTS,
+    },
+}
+
+TEAM_FILE = {
+    "task": TASK,
+    "teacher": "mpe_simple_spread",
+    "safe_action": "stay",
+    "robots": {
+        f"robot_{i}": {
+            "agent": f"agent_{i}",
+            "sensors": ["velocity", "position", "landmarks", "others"],
+            "student": {"network": "mlp", "width": 8},
+        }
+        for i in range(3)
+    },
+}
+
+
+def changed(document, path, value=None):
+    """A copy of nested mappings with the entry at dotted `path` set, or removed if None."""
+    key, _, rest = path.partition(".")
+    copy = dict(document)
+    if rest:
+        copy[key] = changed(copy[key], rest, value)
+    elif value is None:
+        del copy[key]
+    else:
+        copy[key] = value
+    return copy
+
+
+def renamed(document, path, new):
+    """A copy of nested mappings in which the last key of dotted `path` is called `new`."""
+    key, _, rest = path.partition(".")
+    if rest:
+        return {k: renamed(v, rest, new) if k == key else v for k, v in document.items()}
+    return {new if k == key else k: v for k, v in document.items()}
+
+
+def name_of_case(value):
+    """How a change of a document, `(function, path, value)`, is called in pytest's output."""
+    if isinstance(value, tuple):
+        return " ".join([value[0].__name__, *map(str, value[1:])])
+    return str(value) if isinstance(value, dict) else None
+
+
+def write_yaml(path: Path, document) -> Path:
+    """Write a YAML file; returns its path."""
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+# Robots that differ in everything: sensors, widths, number of actions.
+MIXED_TASK = TaskSpec(
+    name="test/mixed",
+    agents=(
+        AgentSpec("scout", (Block("own", 2, "m"), Block("map", 5, "m")), ("stay", "go")),
+        AgentSpec("guard", (Block("own", 2, "m"), Block("door", 1, "1")), ("stay", "go", "shut")),
+        AgentSpec(
+            "cook", (Block("own", 2, "m"), Block("pots", 3, "1"), Block("map", 5, "m")), ("stay",)
+        ),
+    ),
+    episode_steps=10,
+    ends_early=False,
+    state_size=21,
+    rate_hz=5.0,
+)
+
+
+def mixed_team() -> Team:
+    """A team on `MIXED_TASK`, of widths 16, 32 and 16; each lacks something it could sense."""
+    sensors_and_widths = [(["map"], 16), (["own", "door"], 32), (["map", "own"], 16)]
+    robots = [
+        Robot(
+            f"robot_{agent.name}",
+            agent,
+            select_blocks(agent.blocks, sensors, agent.name),
+            StudentSpec("mlp", width),
+        )
+        for agent, (sensors, width) in zip(MIXED_TASK.agents, sensors_and_widths, strict=True)
+    ]
+    return Team(
+        name="mixed",
+        path=Path("mixed.yaml"),
+        task=SimpleNamespace(spec=MIXED_TASK),
+        teacher="nobody",
+        safe_action="stay",
+        robots=tuple(robots),
+    )
+
+
+def opinionated(module, seed: int = 0):
+    """Fill a teacher or students with weights of clear opinions; returns the module."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head = module.head if isinstance(module, StudentTeam) else module.actor.head
+        # A student's padding must stay zero: only scale.
+        head.weight *= 100
+        for name, bias in module.named_parameters():
+            if name.endswith("bias") and not isinstance(module, StudentTeam):
+                bias += 0.1 * torch.randn(bias.shape, generator=generator)
+    return module
+
+
+def make_teacher(spec: TaskSpec, width: int = 16, seed: int = 0) -> tuple[Teacher, TeacherCard]:
+    """An untrained teacher that nevertheless knows what it wants, and its card."""
+    torch.manual_seed(seed)
+    architecture = Architecture(width, 2)
+    teacher = opinionated(Teacher(spec, architecture), seed)
+    card = TeacherCard(
+        task=spec.name,
+        architecture=architecture,
+        reward_scale=0.2,
+        gamma=0.95,
+        gae_lambda=0.95,
+        observation_sizes=tuple(agent.observation_size for agent in spec.agents),
+        num_actions=spec.num_actions,
+        state_size=spec.state_size,
+        weights_sha256="",
+        command="kdmarl train",
+        env_steps=0,
+        seed=seed,
+        training_seconds=0.0,
+        evaluation=Evaluation(0.0, 0.0, 1, seed),
+    )
+    return teacher.eval().requires_grad_(False), card
+
+
+def write_teacher(folder: Path, width: int = 16, seed: int = 0) -> Path:
+    """A folder that holds an untrained teacher of simple_spread."""
+    teacher, card = make_teacher(make_task(TASK).spec, width, seed)
+    save_teacher(teacher, card, folder, overwrite=False)
+    return folder
+
+
+def dense_layers(sizes, seed: int = 0, scale: float = 1.0):
+    """Random weights [in, out] and biases [out] of a feed-forward net."""
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            (scale * rng.standard_normal((a, b))).astype(np.float32),
+            (scale * rng.standard_normal(b)).astype(np.float32),
+        )
+        for a, b in itertools.pairwise(sizes)
+    ]
+
+
+def make_manifest(blocks=(("position", 2), ("landmarks", 6)), **changes) -> Manifest:
+    """A manifest as export makes it."""
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        kdmarl_version="0",
+        team="simple_spread",
+        robot="robot_0",
+        task=TASK,
+        agent="agent_0",
+        rate_hz=10.0,
+        blocks=tuple(BlockEntry(name, size, "m") for name, size in blocks),
+        actions=("stay", "left", "right", "down", "up"),
+        safe_action="stay",
+        student=StudentEntry("mlp", 8, 0, 0),
+        teacher=TeacherEntry("nobody", "0" * 64),
+        measured=None,
+        model=ModelEntry(MODEL, "", 0),
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+def make_model(manifest: Manifest, seed: int = 0, scale: float = 1.0) -> bytes:
+    """An ONNX model of random weights that fits a manifest."""
+    sizes = [manifest.observation_size, 8, len(manifest.actions)]
+    return feed_forward_model(dense_layers(sizes, seed, scale))

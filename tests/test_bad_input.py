@@ -1,0 +1,514 @@
+"""Bad input to the commands: one line with file, key, value and remedy, exit code 2, no traces.
+
+Every case begins with files that are all in order, and spoils one thing.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers import (
+    DISTILLATION_RECIPE,
+    TASK,
+    TEAM_FILE,
+    TRAINING_RECIPE,
+    changed,
+    make_manifest,
+    make_model,
+    name_of_case,
+    renamed,
+    write_teacher,
+    write_yaml,
+)
+
+from kdmarl_core.bundle import MANIFEST, MODEL, write_bundle
+from kdmarl_core.teacher.teacher import CARD, WEIGHTS
+from kdmarl_ros.deployment import plan_swarm
+
+BLOCKS = [("velocity", 2), ("position", 2), ("landmarks", 6), ("others", 4)]
+NODE = "/robot_1/policy"
+PARAMETERS = {"ros__parameters": {"mode": "lock_step", "timeout_s": 0.5}}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Everything that the commands need, small and valid."""
+
+    root: Path
+
+    def file(self, name):
+        return self.root / name
+
+    def __getattr__(self, name):
+        return self.root / name
+
+    def train(self, *arguments):
+        recipe = self.root / "recipe.yaml"
+        return ["train", TASK, "--recipe", recipe, "--output", "out", *arguments]
+
+    def distil(self, *arguments):
+        return [
+            *["distil", "--team", self.root / "team.yaml", "--teacher", self.root / "teacher"],
+            *["--recipe", self.root / "distil.yaml", "--output", "out", *arguments],
+        ]
+
+    def evaluate(self, *arguments):
+        return [
+            *["evaluate", "--team", self.root / "team.yaml", "--teacher", self.root / "teacher"],
+            *["--bundles", self.root / "bundles", "--episodes", "2", *arguments],
+        ]
+
+    def swarm(self, *arguments):
+        return [
+            *["swarm", "--team", self.root / "team.yaml", "--bundles", self.root / "bundles"],
+            *["--robots", self.root / "robots", "--output", "out", *arguments],
+        ]
+
+    def hashes(self):
+        """Every file with its content: what must not change."""
+        return {
+            path: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            for path in self.root.rglob("*")
+        }
+
+
+def write_files(root):
+    write_yaml(root / "team.yaml", TEAM_FILE)
+    write_yaml(root / "recipe.yaml", TRAINING_RECIPE)
+    write_yaml(root / "distil.yaml", DISTILLATION_RECIPE)
+    write_teacher(root / "teacher")
+    (root / "robots").mkdir()
+    for index in range(3):
+        robot = f"robot_{index}"
+        write_yaml(root / "robots" / f"{robot}.yaml", {f"/{robot}/policy": PARAMETERS})
+        folder = root / "bundles" / robot
+        folder.mkdir(parents=True)
+        manifest = make_manifest(BLOCKS, robot=robot, agent=f"agent_{index}")
+        write_bundle(folder, manifest, make_model(manifest, index))
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    root = tmp_path / "workshop"
+    root.mkdir()
+    write_files(root)
+    return Workshop(root)
+
+
+@pytest.fixture
+def refused(kdmarl, workshop):
+    """Runs a command that must refuse; returns its one line."""
+
+    def run(arguments):
+        before = workshop.hashes()
+        done = kdmarl(*arguments)
+        assert done.code == 2, done
+        assert done.out == ""
+        assert done.err.startswith("kdmarl: ")
+        assert done.err.endswith("\n")
+        assert len(done.err.splitlines()) == 1, done.err
+        assert done.left == []
+        assert workshop.hashes() == before
+        return done.err
+
+    return run
+
+
+def spoil(document, change, *arguments):
+    """Spoils a YAML document of the workshop."""
+    return lambda workshop, name: write_yaml(workshop.file(name), change(document, *arguments))
+
+
+def test_the_workshop_is_in_order(kdmarl, workshop):
+    """Negative control: what the cases below spoil works as long as it is not spoilt."""
+    done = kdmarl(*workshop.evaluate("--json"))
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)["players"]) == {"students", "teacher", "random"}
+    deployment = plan_swarm(
+        str(workshop.file("team.yaml")),
+        bundles=str(workshop.bundles),
+        robots=str(workshop.robots),
+        episodes=1,
+        seed=0,
+        results=workshop.file("episodes.jsonl"),
+    )
+    assert [process.label for process in deployment.processes] == [
+        *["robot_0", "robot_1", "robot_2"],
+        "bridge",
+    ]
+
+
+# Names on the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "mpe/simple_sprea"], ["'mpe/simple_sprea'", "did you mean mpe/simple_spread"]),
+        (["train", "chess"], ["'chess'", "mpe/simple_spread"]),
+        (["train", TASK, "--recipe", "none.yaml"], ["none.yaml", "no such file"]),
+        (["distil", "--team", "simple_spred"], ["'simple_spred'", "did you mean simple_spread"]),
+        (["distil", "--team", "none.yaml"], ["none.yaml", "no such file"]),
+        (["distil", "--team", "simple_spread", "--teacher", "nobody"], ["unknown teacher"]),
+        (["distil", "--team", "simple_spread", "--teacher", "a" * 300], ["a" * 300]),
+        (["distil", "--team", "simple_spread", "--recipe", "."], [".: ", "cannot be read"]),
+        (["evaluate", "--team", "spread"], ["'spread'", "did you mean simple_spread"]),
+        (["evaluate", "--team", "a\nb"], ["unknown team", "simple_spread"]),
+        (["evaluate", "--team", "simple_spread"], ["runs/bundles/simple_spread", "kdmarl distil"]),
+        (["evaluate", "--team", "simple_spread", "--bundles", "b" * 300], ["b" * 300]),
+        (["swarm", "--team", "simple_spred"], ["did you mean simple_spread"]),
+        (["swarm", "--team", "simple_spread"], ["runs/bundles/simple_spread", "kdmarl distil"]),
+    ],
+)
+def test_unknown_names(refused, arguments, words):
+    line = refused(arguments)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["train"], ["evaluate", "--team", "x", "--episodes", "0"]]
+)
+def test_wrong_usage(arguments, kdmarl, capfd):
+    """argparse's own: usage and one line, the same exit code."""
+    with pytest.raises(SystemExit) as ended:
+        kdmarl(*arguments)
+    assert ended.value.code == 2
+    assert "error: " in capfd.readouterr().err.splitlines()[-1]
+
+
+# Team files
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ((changed, "task", "mpe/simple_tag"), ["task", "'mpe/simple_tag'", "mpe/simple_spread"]),
+        ((changed, "task", None), ["missing key 'task'"]),
+        ((changed, "robots", None), ["missing key 'robots'"]),
+        ((renamed, "safe_action", "safe_acton"), ["'safe_acton'", "did you mean safe_action"]),
+        ((changed, "safe_action", "hover"), ["safe_action", "'hover'", "stay"]),
+        ((changed, "task", 7), ["task", "7"]),
+        ((changed, "robots", []), ["robots", "a mapping"]),
+        ((changed, "robots", {}), ["robots", "agent_0"]),
+        ((changed, "robots.robot_1", None), ["robots", "agent_1"]),
+        ((changed, "robots.robot_1.agent", "agent_7"), ["robot_1", "'agent_7'", "did you mean"]),
+        ((changed, "robots.robot_1.agent", "agent_0"), ["robots", "agent_1", "once"]),
+        ((renamed, "robots.robot_1.agent", "agnet"), ["robot_1", "'agnet'", "did you mean agent"]),
+        ((changed, "robots.robot_1.sensors", ["positon"]), ["robot_1: sensors", "'positon'"]),
+        ((changed, "robots.robot_1.sensors", ["position"] * 2), ["robot_1: sensors", "once"]),
+        ((changed, "robots.robot_1.sensors", []), ["robot_1: sensors", "at least one"]),
+        ((changed, "robots.robot_1.sensors", "position"), ["robot_1: sensors", "a list"]),
+        ((changed, "robots.robot_1.student.width", 0), ["robot_1: student: width", "0", "1"]),
+        ((changed, "robots.robot_1.student.width", 3.5), ["student: width", "3.5", "whole"]),
+        ((changed, "robots.robot_1.student.network", "gru"), ["network", "'gru'", "mlp"]),
+        ((renamed, "robots.robot_1", "Robot 1"), ["robots: Robot 1", "namespace"]),
+        ((renamed, "robots.robot_1", "robot_é"), ["robots: robot_é", "namespace"]),
+        ((renamed, "robots.robot_1", 1), ["robots", "a text", "1"]),
+    ],
+    ids=name_of_case,
+)
+@pytest.mark.parametrize("command", ["distil", "swarm"])
+def test_team_files(workshop, refused, command, change, words):
+    spoil(TEAM_FILE, *change)(workshop, "team.yaml")
+    line = refused(getattr(workshop, command)())
+    assert line.startswith(f"kdmarl: {workshop.file('team.yaml')}: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("name", ["team.yaml", "distil.yaml", "recipe.yaml"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"robots: [", ["not valid YAML"]),
+        (b"- just a list", ["expected a mapping"]),
+        (b"", ["expected a mapping"]),
+        (b"\x89PNG\r\n", ["cannot be read"]),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(workshop, refused, name, content, words):
+    workshop.file(name).write_bytes(content)
+    line = refused(workshop.train() if name == "recipe.yaml" else workshop.distil())
+    assert line.startswith(f"kdmarl: {workshop.file(name)}: ")
+    for word in words:
+        assert word in line
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ((changed, "clip", None), ["missing key 'clip'"]),
+        ((renamed, "epochs", "epoch"), ["'epoch'", "did you mean epochs"]),
+        ((changed, "task", "mpe/simple_tag"), ["task", "'mpe/simple_tag'", TASK]),
+        ((changed, "env_steps", 0), ["env_steps", "0"]),
+        ((changed, "num_envs", -4), ["num_envs", "-4"]),
+        ((changed, "minibatches", 3), ["minibatches", "3", "400"]),
+        ((changed, "learning_rate", -0.5), ["learning_rate", "-0.5"]),
+        ((changed, "learning_rate", float("nan")), ["learning_rate", "nan"]),
+        ((changed, "final_learning_rate", -0.5), ["final_learning_rate", "-0.5"]),
+        ((changed, "clip", 0.0), ["clip", "0.0"]),
+        ((changed, "max_grad_norm", 0.0), ["max_grad_norm", "0.0"]),
+        ((changed, "gamma", 1.5), ["gamma", "1.5"]),
+        ((changed, "gae_lambda", -0.1), ["gae_lambda", "-0.1"]),
+        ((changed, "precision", "float16"), ["precision", "'float16'", "bfloat16"]),
+        ((changed, "architecture.width", 0), ["architecture", "width", "0"]),
+        ((changed, "architecture", 256), ["architecture", "256"]),
+    ],
+    ids=name_of_case,
+)
+def test_training_recipes(workshop, refused, change, words):
+    spoil(TRAINING_RECIPE, *change)(workshop, "recipe.yaml")
+    line = refused(workshop.train())
+    assert line.startswith(f"kdmarl: {workshop.file('recipe.yaml')}: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ((changed, "temperature", 0.0), ["temperature", "0.0"]),
+        ((changed, "temperature", "warm"), ["temperature", "'warm'"]),
+        ((changed, "offline", None), ["missing key 'offline'"]),
+        ((changed, "offline.minibatch", 0), ["offline", "minibatch", "0"]),
+        ((changed, "offline.buffer_steps", 0), ["offline", "buffer_steps", "0"]),
+        ((changed, "offline.updates", -1), ["offline", "updates", "-1"]),
+        ((changed, "offline.weights.kl", -1.0), ["offline", "weights", "kl", "-1.0"]),
+        ((renamed, "offline.weights.ppo", "pppo"), ["weights", "'pppo'", "did you mean ppo"]),
+        ((changed, "on_policy.minibatches", 0), ["on_policy", "minibatches", "0"]),
+        ((changed, "on_policy.num_envs", 0), ["on_policy", "num_envs", "0"]),
+        ((changed, "on_policy.rollout_steps", 0), ["on_policy", "rollout_steps", "0"]),
+        ((changed, "on_policy.epochs", 0), ["on_policy", "epochs", "0"]),
+        ((changed, "on_policy.learning_rate", 0.0), ["on_policy", "learning_rate", "0.0"]),
+    ],
+    ids=name_of_case,
+)
+def test_distillation_recipes(workshop, refused, change, words):
+    spoil(DISTILLATION_RECIPE, *change)(workshop, "distil.yaml")
+    line = refused(workshop.distil())
+    assert line.startswith(f"kdmarl: {workshop.file('distil.yaml')}: ")
+    for word in words:
+        assert word in line
+
+
+# Teachers and checkpoints
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def edit_json(path, change, *arguments):
+    path.write_text(json.dumps(change(json.loads(path.read_text()), *arguments)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "words"),
+    [
+        (lambda t: cut_short(t / WEIGHTS), WEIGHTS, ["copy it again"]),
+        (lambda t: (t / WEIGHTS).unlink(), WEIGHTS, ["no such file"]),
+        (lambda t: cut_short(t / CARD), CARD, ["not valid JSON"]),
+        (
+            lambda t: edit_json(t / CARD, changed, "task", "mpe/simple_tag"),
+            CARD,
+            ["mpe/simple_ta"],
+        ),
+        (lambda t: edit_json(t / CARD, changed, "state_size", 99), CARD, ["99", "55"]),
+        (lambda t: edit_json(t / CARD, changed, "architecture.width", 8), WEIGHTS, ["not fit"]),
+        (lambda t: edit_json(t / CARD, renamed, "gamma", "gama"), CARD, ["did you mean gamma"]),
+    ],
+    ids=["weights cut", "no weights", "card cut", "task", "sizes", "width", "key"],
+)
+@pytest.mark.parametrize("command", ["distil", "evaluate"])
+def test_teachers(workshop, refused, command, damage, file, words):
+    damage(workshop.teacher)
+    line = refused(getattr(workshop, command)())
+    assert line.startswith(f"kdmarl: {workshop.teacher / file}: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture
+def trained(kdmarl, workshop):
+    """A finished run with its checkpoint, in the workshop."""
+    folder = workshop.file("run")
+    done = kdmarl(*workshop.train("--output", folder, "--episodes", 1, "--threads", 1))
+    assert done.code == 0, done.err
+    return folder / "checkpoint.safetensors"
+
+
+def test_checkpoints(workshop, refused, trained):
+    """Resuming needs the whole checkpoint of the same recipe and seed."""
+    resume = workshop.train("--resume", "--output", trained.parent)
+    line = refused([*resume, "--seed", "1"])
+    assert line.startswith(f"kdmarl: {trained}: ")
+    assert "seed 0, now 1" in line
+    line = refused([*resume, "--env-steps", "800"])
+    assert line.startswith(f"kdmarl: {trained}: ")
+    assert "recipe" in line
+    whole = trained.read_bytes()
+    for broken in (whole[:-100], whole[:50], b"", b"\xff" * 1000):
+        trained.write_bytes(broken)
+        line = refused(resume)
+        assert line.startswith(f"kdmarl: {trained}: ")
+        assert "cut short" in line
+
+
+def test_resuming_what_was_never_begun(workshop, refused):
+    line = refused(workshop.train("--resume"))
+    assert "out/checkpoint.safetensors" in line
+    assert "no such file" in line
+
+
+# Bundles
+
+
+def swap(bundles, name):
+    """Exchanges one file, or the whole bundle, of two robots."""
+    first, second = (bundles / robot / name for robot in ("robot_0", "robot_1"))
+    aside = bundles / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+@pytest.mark.parametrize(
+    ("damage", "place", "words"),
+    [
+        (lambda b: cut_short(b / "robot_1" / MODEL), f"robot_1/{MODEL}", ["bytes", "copy"]),
+        (lambda b: (b / "robot_1" / MODEL).unlink(), f"robot_1/{MODEL}", ["cannot be read"]),
+        (lambda b: cut_short(b / "robot_1" / MANIFEST), f"robot_1/{MANIFEST}", ["JSON", "again"]),
+        (lambda b: swap(b, MODEL), f"robot_0/{MODEL}", ["SHA-256", "copy"]),
+        (lambda b: swap(b, ""), f"robot_0/{MANIFEST}", ["agent", "agent_1", "agent_0", "distil"]),
+        (
+            lambda b: edit_json(b / "robot_1" / MANIFEST, changed, "schema_version", 99),
+            f"robot_1/{MANIFEST}",
+            ["schema_version", "99"],
+        ),
+        (
+            lambda b: edit_json(b / "robot_1" / MANIFEST, changed, "task", "mpe/simple_tag"),
+            f"robot_1/{MANIFEST}",
+            ["task", "mpe/simple_tag", TASK],
+        ),
+    ],
+    ids=[
+        "model cut",
+        "no model",
+        "manifest cut",
+        "models swapped",
+        "robots swapped",
+        "version",
+        "task",
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "swarm"])
+def test_bundles(workshop, refused, command, damage, place, words):
+    damage(workshop.bundles)
+    line = refused(getattr(workshop, command)())
+    assert line.startswith(f"kdmarl: {workshop.bundles / place}: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("command", ["evaluate", "swarm"])
+def test_robots_without_a_bundle(workshop, refused, command):
+    """Its name was misspelt in the team file, or its bundle was not copied."""
+    spoil(TEAM_FILE, renamed, "robots.robot_1", "robbot_1")(workshop, "team.yaml")
+    line = refused(getattr(workshop, command)())
+    assert line.startswith(f"kdmarl: {workshop.bundles}: ")
+    assert "'robbot_1'; did you mean robot_1" in line
+    spoil(TEAM_FILE, renamed, "task", "task")(workshop, "team.yaml")
+    (workshop.bundles / "robot_2" / MANIFEST).unlink()
+    line = refused(getattr(workshop, command)())
+    assert line.startswith(f"kdmarl: {workshop.bundles}: ")
+    assert "robot_2" in line
+
+
+def test_bundles_of_other_sensors(workshop, refused):
+    """The team was changed after it was distilled."""
+    sensors = ["velocity", "position", "others"]
+    spoil(TEAM_FILE, changed, "robots.robot_1.sensors", sensors)(workshop, "team.yaml")
+    line = refused(workshop.evaluate())
+    assert line.startswith(f"kdmarl: {workshop.bundles / 'robot_1' / MANIFEST}: blocks: ")
+    assert "distil the team again" in line
+
+
+# Parameter files
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"/robot_2/policy": PARAMETERS}, ["'/robot_2/policy'", NODE]),
+        ({"policy": PARAMETERS}, ["'policy'", NODE]),
+        ({"robot_1/policy": PARAMETERS}, ["'robot_1/policy'", NODE]),
+        ({NODE: PARAMETERS, "other": PARAMETERS}, ["'other'"]),
+        ({NODE: {"mode": "lock_step"}}, [NODE, "ros__parameters"]),
+        ({NODE: None}, [NODE, "ros__parameters"]),
+        ({}, [NODE, "ros__parameters"]),
+        ({NODE: {"ros__parameters": {"timeot_s": 1.0}}}, [NODE, "'timeot_s'", "timeout_s"]),
+        ({NODE: {"ros__parameters": {5: 1.0}}}, [NODE, "'5'"]),
+        ({NODE: {"ros__parameters": ["mode"]}}, [NODE, "ros__parameters", "a mapping"]),
+        ({NODE: {"ros__parameters": 5}}, [NODE, "ros__parameters", "5"]),
+    ],
+    ids=name_of_case,
+)
+def test_parameter_files(workshop, refused, document, words):
+    path = write_yaml(workshop.robots / "robot_1.yaml", document)
+    line = refused(workshop.swarm())
+    assert line.startswith(f"kdmarl: {path}: ")
+    for word in words:
+        assert word in line
+
+
+def test_missing_parameter_file(workshop, refused):
+    (workshop.robots / "robot_1.yaml").unlink()
+    assert f"{workshop.robots / 'robot_1.yaml'}: no such file" in refused(workshop.swarm())
+
+
+# Where to write
+
+
+@pytest.mark.parametrize("command", ["train", "distil"])
+def test_output_that_exists(workshop, refused, command):
+    folder = workshop.file("mine")
+    folder.mkdir()
+    (folder / "note").write_text("precious")
+    line = refused(getattr(workshop, command)("--output", folder))
+    assert line.startswith(f"kdmarl: {folder}: exists already; ")
+    assert "--overwrite" in line
+
+
+def unwritable_places(workshop):
+    """Places where nobody may write, not even the superuser; and one for everybody else."""
+    file = workshop.file("team.yaml")
+    places = [file / "out", workshop.file("long" * 100)]
+    if sys.platform == "linux":
+        places.append(Path("/proc/kdmarl"))
+    if os.geteuid() != 0:
+        locked = workshop.file("locked")
+        locked.mkdir()
+        locked.chmod(0o555)
+        places.append(locked / "out")
+    return places
+
+
+@pytest.mark.parametrize("command", ["train", "distil", "swarm"])
+def test_output_that_cannot_be_written(workshop, refused, command):
+    for place in unwritable_places(workshop):
+        assert str(place) in refused(getattr(workshop, command)("--output", place))
+
+
+@pytest.mark.parametrize("command", ["train", "distil"])
+def test_output_that_is_a_file(workshop, refused, command):
+    file = workshop.file("team.yaml")
+    line = refused(getattr(workshop, command)("--output", file, "--overwrite"))
+    assert line.startswith(f"kdmarl: {file}: is not a folder")

@@ -1,0 +1,341 @@
+"""Bundles: what is written can be read, and what was tampered with is refused in one line."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import changed, dense_layers, make_manifest, make_model, name_of_case, renamed
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import nn
+
+from kdmarl_core.bundle import (
+    MANIFEST,
+    MODEL,
+    BundlePolicy,
+    Measured,
+    load_policy,
+    read_bundle,
+    write_bundle,
+)
+from kdmarl_core.errors import UserError
+from kdmarl_core.export import check_agreement, feed_forward_model
+from kdmarl_core.files import atomic_folder, atomic_write, refuse_existing
+from kdmarl_core.resources.count import count
+
+MEASURED = Measured(100, 0, -11.0, -10.0, -27.0, 0.94, 0.9, 0.97)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle's folder."""
+    folder = tmp_path / "robot_0"
+    folder.mkdir()
+    manifest = make_manifest(measured=MEASURED)
+    write_bundle(folder, manifest, make_model(manifest))
+    return folder
+
+
+def edit(folder, change, *arguments):
+    """Rewrite the manifest with one entry changed."""
+    document = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(change(document, *arguments)))
+
+
+def adopt(folder, model):
+    """Put another model into a bundle, with its own hash: the manifest vouches for it."""
+    (folder / MODEL).write_bytes(model)
+    edit(folder, changed, "model.sha256", hashlib.sha256(model).hexdigest())
+    edit(folder, changed, "model.bytes", len(model))
+
+
+# Round trip
+
+
+@pytest.mark.parametrize("measured", [None, MEASURED])
+def test_round_trip(tmp_path, measured):
+    manifest = make_manifest(measured=measured)
+    model = make_model(manifest)
+    written = write_bundle(tmp_path, manifest, model)
+    read, content = read_bundle(tmp_path)
+    assert (read, content) == (written, model)
+    assert dataclasses.replace(read, model=manifest.model) == manifest
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, MODEL]
+
+
+def test_policy_takes_the_most_probable_action(bundle):
+    policy = load_policy(bundle)
+    actions = set()
+    for observation in np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32):
+        action = policy.act(observation)
+        assert action == int(policy.logits(observation).argmax())
+        actions.add(action)
+    assert len(actions) > 1
+
+
+# Tampering
+
+
+def flip_bit(folder):
+    content = bytearray((folder / MODEL).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / MODEL).write_bytes(content)
+
+
+def truncate(folder):
+    (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:-1])
+
+
+def swap_for_same_size(folder):
+    (folder / MODEL).write_bytes(make_model(make_manifest(), seed=1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip_bit, "SHA-256"),
+        (truncate, "bytes"),
+        (swap_for_same_size, "SHA-256"),
+        (lambda folder: (folder / MODEL).unlink(), "cannot be read"),
+    ],
+    ids=["bit flip", "cut short", "another model", "missing"],
+)
+def test_damaged_models_are_refused(bundle, damage, said, refusal):
+    damage(bundle)
+    message = refusal(load_policy, bundle)
+    assert message.startswith(f"{bundle / MODEL}: ")
+    assert said in message
+    assert "copy the bundle again" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ((changed, "schema_version", 2), ["schema_version", "2", "1"]),
+        ((changed, "safe_action", "hover"), ["safe_action", "hover", "stay"]),
+        ((changed, "blocks", []), ["blocks"]),
+        ((changed, "blocks", [{"name": "a", "size": 0, "unit": "m"}]), ["blocks", "a", "0"]),
+        ((changed, "blocks", [{"name": "a", "size": 4, "unit": "m"}] * 2), ["blocks", "a"]),
+        ((changed, "blocks", [{"name": "../a", "size": 8, "unit": "m"}]), ["blocks", "../a"]),
+        ((changed, "actions", []), ["safe_action", "stay"]),
+        ((changed, "rate_hz", 0.0), ["rate_hz", "0"]),
+        ((changed, "rate_hz", -1.0), ["rate_hz", "-1"]),
+        ((changed, "rate_hz", "fast"), ["rate_hz", "fast", "number"]),
+        ((changed, "model.file", "../other.onnx"), ["model.file", "../other.onnx"]),
+        ((changed, "student.width", None), ["student", "missing key 'width'"]),
+        ((changed, "agent", None), ["missing key 'agent'"]),
+        ((changed, "measured.episodes", 1.5), ["measured", "episodes", "1.5"]),
+        ((changed, "signed", True), ["unknown key 'signed'"]),
+        ((renamed, "schema_version", "schema_verison"), ["'schema_verison'", "schema_version"]),
+        ((renamed, "model.sha256", "sha265"), ["model", "'sha265'", "sha256"]),
+    ],
+    ids=name_of_case,
+)
+def test_manifests_that_do_not_fit_are_refused(bundle, change, named, refusal):
+    edit(bundle, *change)
+    message = refusal(load_policy, bundle)
+    assert message.startswith(f"{bundle / MANIFEST}: ")
+    for word in named:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"seed": 1' + b"0" * 5000],
+)
+def test_garbled_manifests_are_refused(bundle, content, refusal):
+    (bundle / MANIFEST).write_bytes(content)
+    assert refusal(load_policy, bundle).startswith(f"{bundle / MANIFEST}: ")
+
+
+def test_a_number_too_large_is_refused(bundle, refusal):
+    edit(bundle, changed, "rate_hz", 10**400)
+    assert "rate_hz" in refusal(load_policy, bundle)
+
+
+def test_missing_manifest_is_refused(bundle, refusal):
+    (bundle / MANIFEST).unlink()
+    assert refusal(load_policy, bundle).startswith(f"{bundle / MANIFEST}: ")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        make_manifest(blocks=[("position", 2)]),
+        make_manifest(actions=("stay", "go")),
+    ],
+    ids=["inputs", "actions"],
+)
+def test_models_of_other_robots_are_refused(bundle, wrong, refusal):
+    """Vouched for by the manifest, yet of other sizes."""
+    adopt(bundle, make_model(wrong))
+    message = refusal(load_policy, bundle)
+    assert message.startswith(f"{bundle / MODEL}: ")
+    assert "do not belong together" in message
+
+
+def model_of(nodes, inputs, outputs, weights=()):
+    """ONNX bytes of any small graph on floats."""
+    info = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in group]
+        for group in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "any", *info, list(weights))
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        b"not a model",
+        model_of(
+            [helper.make_node("Relu", ["x"], ["logits"])],
+            [("x", ["n", 8])],
+            [("logits", ["n", 8])],
+        ),
+        model_of(
+            [helper.make_node("ReduceMax", ["observation"], ["logits"], keepdims=0)],
+            [("observation", ["n", 8])],
+            [("logits", [])],
+        ),
+        model_of(
+            [helper.make_node("Slice", ["observation", "a", "b", "c"], ["logits"])],
+            [("observation", ["n", "t", 8])],
+            [("logits", ["n", "t", 5])],
+            [
+                helper.make_tensor(name, TensorProto.INT64, [1], [value])
+                for name, value in (("a", 0), ("b", 5), ("c", 2))
+            ],
+        ),
+    ],
+    ids=["bytes", "names", "a scalar", "three axes"],
+)
+def test_models_of_another_kind_are_refused(bundle, model, refusal):
+    adopt(bundle, model)
+    assert refusal(load_policy, bundle).startswith(f"{bundle / MODEL}: ")
+
+
+@given(st.data())
+def test_no_single_change_of_a_byte_is_overlooked(tmp_path_factory, data):
+    """The bundle is refused, or its model is the one that was written."""
+    folder = tmp_path_factory.mktemp("bundle")
+    manifest = make_manifest(blocks=[("position", 2)], measured=MEASURED)
+    written = write_bundle(folder, manifest, make_model(manifest))
+    name = data.draw(st.sampled_from([MODEL, MANIFEST]))
+    content = bytearray((folder / name).read_bytes())
+    index = data.draw(st.integers(0, len(content) - 1))
+    content[index] ^= data.draw(st.integers(1, 255))
+    (folder / name).write_bytes(content)
+    with contextlib.suppress(UserError):
+        policy = load_policy(folder)
+        assert name == MANIFEST  # a name or a figure that nothing can check
+        assert policy.manifest.model == written.model
+
+
+# ONNX and its cost
+
+
+def test_onnx_equals_torch():
+    layers = dense_layers([7, 16, 16, 4])
+    modules = []
+    for weight, bias in layers:
+        linear = nn.Linear(*weight.shape)
+        linear.weight.data, linear.bias.data = torch.from_numpy(weight.T), torch.from_numpy(bias)
+        modules += [linear, nn.ReLU()]
+    network = nn.Sequential(*modules[:-1])
+    manifest = make_manifest(blocks=[("all", 7)], actions=("stay", "a", "b", "c"))
+    policy = BundlePolicy(manifest, feed_forward_model(layers))
+    observations = np.random.default_rng(1).normal(size=(100, 7)).astype(np.float32)
+    found = np.stack([policy.logits(observation) for observation in observations])
+    with torch.no_grad():
+        expected = network(torch.from_numpy(observations)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [2e-5, float("nan")])
+def test_export_refuses_a_difference(wrong, refusal):
+    logits = np.zeros((10, 5), np.float32)
+    assert check_agreement("robot_0", logits + 5e-6, logits) == pytest.approx(5e-6)
+    other = logits.copy()
+    other[3, 2] = wrong
+    assert refusal(check_agreement, "robot_0", other, logits).startswith("robot_0: ")
+
+
+def test_cost_of_a_known_net():
+    # 7*16 + 16*4 weights are one multiply-add each; 16 + 4 biases
+    cost = count(feed_forward_model(dense_layers([7, 16, 4])))
+    assert cost == (7 * 16 + 16 + 16 * 4 + 4, 2 * (7 * 16 + 16 * 4))
+
+
+def test_a_product_without_weights_of_known_size_is_refused(refusal):
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    shapes = [("a", [1, 8]), ("b", [8, 5])]
+    message = refusal(count, model_of([node], shapes, [("c", [1, 5])]))
+    assert "MatMul" in message
+
+
+def test_unknown_operators_are_refused(refusal):
+    node = helper.make_node("Softmax", ["observation"], ["logits"])
+    model = model_of([node], [("observation", ["n", 5])], [("logits", ["n", 5])])
+    onnx.checker.check_model(model)
+    assert "Softmax" in refusal(count, model)
+
+
+# Writing
+
+
+def fail_to_write(target, *, overwrite):
+    with atomic_folder(target, overwrite=overwrite) as folder:
+        (folder / "first").write_text("done")
+        raise RuntimeError("halfway")
+
+
+def test_a_failing_write_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_to_write(tmp_path / "out", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_overwrite_keeps_what_was_there(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("precious")
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_to_write(target, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (target / "old").read_text() == "precious"
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("precious")
+    with atomic_folder(target, overwrite=True) as folder:
+        (folder / "new").write_text("whole")
+        assert (target / "old").exists()  # until the new one is complete
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+
+def test_a_failing_file_write_keeps_the_old_file(tmp_path, refusal):
+    target = tmp_path / "file"
+    atomic_write(target, b"old")
+    with pytest.raises(TypeError):
+        atomic_write(target, "text is not bytes")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert refusal(atomic_write, target / "below", b"new").startswith(str(target / "below"))
+
+
+def test_existing_output_is_refused(tmp_path, refusal):
+    assert "--overwrite" in refusal(refuse_existing, tmp_path, overwrite=False)
+    refuse_existing(tmp_path, overwrite=True)
+    refuse_existing(tmp_path / "new" / "deep", overwrite=False)
+    assert list(tmp_path.iterdir()) == []

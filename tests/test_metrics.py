@@ -1,0 +1,97 @@
+"""Figures about returns, by hand."""
+
+import numpy as np
+import pytest
+
+from kdmarl_core.metrics import normalised_retention, standard_error
+from kdmarl_core.seeding import derive_seed
+
+
+def returns(*values):
+    return np.array(values, np.float64)
+
+
+def around(mean, count, seed, spread=2.0):
+    return mean + spread * np.random.default_rng(seed).standard_normal(count)
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        ([-10.0, -12.0], 1.0),
+        ([-27.0, -25.0], 0.0),
+        ([-14.0, -16.0], 11 / 15),
+        ([-8.5, -9.0], 1.15),
+    ],
+)
+def test_retention_by_hand(student, expected):
+    """(R_student - R_random) / (R_teacher - R_random), teacher -11, random -26."""
+    found = normalised_retention(returns(*student), returns(-10, -12), returns(-27, -25))
+    assert found.value == pytest.approx(expected)
+
+
+def test_a_raw_ratio_is_something_else():
+    """Negative control: of negative returns the plain quotient would be above one."""
+    student, teacher, random = returns(-15, -15), returns(-11, -11), returns(-26, -26)
+    found = normalised_retention(student, teacher, random).value
+    assert found < 1 < student.mean() / teacher.mean()
+
+
+def test_the_scale_of_rewards_does_not_matter():
+    players = around(-14, 50, 1), around(-11, 50, 2), around(-26, 50, 3)
+    plain = normalised_retention(*players)
+    scaled = normalised_retention(*(7.0 * values + 100.0 for values in players))
+    assert scaled == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("counts", [(200, 200, 200), (200, 150, 100)], ids=["paired", "unpaired"])
+def test_the_interval_contains_the_value_and_shrinks(counts):
+    means = (-14.0, -11.0, -26.0)
+    few, many = (
+        normalised_retention(
+            *(around(m, k * c, s) for s, (m, c) in enumerate(zip(means, counts, strict=True)))
+        )
+        for k in (1, 16)
+    )
+    for found in (few, many):
+        assert found.low < found.value < found.high
+        assert found.low < 0.8 < found.high
+    assert many.high - many.low < 0.4 * (few.high - few.low)
+
+
+def test_pairing_takes_out_what_episodes_have_in_common():
+    """Hard episodes are hard for everyone: drawn together, they hardly widen the interval."""
+    hardness = around(0, 300, 9, spread=5.0)
+    players = [mean + hardness for mean in (-14.0, -11.0, -26.0)]
+    paired = normalised_retention(*players)
+    unpaired = normalised_retention(players[0], players[1][:-1], players[2])
+    assert paired.high - paired.low < 0.01
+    assert unpaired.high - unpaired.low > 0.02
+
+
+def test_the_interval_is_the_same_each_time():
+    players = around(-14, 30, 1), around(-11, 30, 2), around(-26, 30, 3)
+    assert normalised_retention(*players) == normalised_retention(*players)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """95 of 100, give or take: binomial with p = 0.95 has a standard deviation of 2.2."""
+    hits = 0
+    for trial in range(100):
+        seeds = 3 * trial + np.arange(3)
+        players = [around(m, 40, s) for m, s in zip((-14.0, -11.0, -26.0), seeds, strict=True)]
+        found = normalised_retention(*players, seed=trial)
+        hits += found.low <= 0.8 <= found.high
+    assert hits >= 87
+
+
+@pytest.mark.parametrize(("values", "expected"), [([5.0], 0.0), ([1.0, 3.0], 1.0), ([2.0] * 9, 0)])
+def test_standard_error_by_hand(values, expected):
+    assert standard_error(returns(*values)) == pytest.approx(expected)
+
+
+def test_derived_seeds():
+    seeds = {derive_seed(base, index) for base in range(30) for index in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)

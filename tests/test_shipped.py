@@ -1,0 +1,56 @@
+"""Every file that ships can be used."""
+
+import pytest
+
+from kdmarl_core.cli.distil import load_recipe
+from kdmarl_core.files import share_folder
+from kdmarl_core.schema import from_mapping, read_yaml
+from kdmarl_core.tasks import make_task
+from kdmarl_core.teacher.mappo import Recipe
+from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
+from kdmarl_core.team import load_team, team_names
+from kdmarl_ros.deployment import check_parameter_file
+
+SHARE = share_folder()
+TRAINING = sorted((SHARE / "config" / "training").glob("*.yaml"))
+TEACHERS = sorted(card.parent for card in (SHARE / "models").glob(f"*/{CARD}"))
+ROBOTS = sorted((SHARE / "config" / "robots").glob("*.yaml"))
+
+
+def test_there_is_something():
+    assert team_names()
+    assert TRAINING
+    assert TEACHERS
+    assert ROBOTS
+
+
+@pytest.mark.parametrize("name", team_names())
+def test_teams(name):
+    team = load_team(name)
+    load_teacher(find_teacher(team.teacher), team.task.spec)
+    for robot in team.robots:
+        assert (SHARE / "config" / "robots" / f"{robot.name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_recipes(path):
+    if path.stem == "distil":
+        assert load_recipe(None) == load_recipe(str(path))
+        return
+    recipe = from_mapping(Recipe, read_yaml(path), str(path))
+    assert path.stem == make_task(recipe.task).spec.name.replace("/", "_")
+
+
+@pytest.mark.parametrize("folder", TEACHERS, ids=lambda path: path.name)
+def test_teachers(folder):
+    """The card says how it was made, and its weights are those that were hashed."""
+    document = read_yaml(folder / CARD)  # JSON is YAML
+    _, card = load_teacher(folder, make_task(document["task"]).spec)
+    assert card.command.startswith(f"kdmarl train {card.task} ")
+    assert card.evaluation.episodes >= 1000
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("path", ROBOTS, ids=lambda path: path.stem)
+def test_robots(path):
+    check_parameter_file(path, path.stem)

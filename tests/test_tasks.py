@@ -1,0 +1,261 @@
+"""One contract for all tasks; and the simulator that trains equals the one that judges."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from kdmarl_core.tasks import block_columns, make_task, select_blocks, select_columns, task_names
+
+ENVS = 6
+
+
+class Simulated:
+    """A task with its simulators, made once: compiling them is what takes time."""
+
+    def __init__(self, name):
+        self.task = make_task(name)
+        self.spec = self.task.spec
+        self.batch = self.task.make_batch(ENVS)
+        self.reference = self.task.make_reference()
+
+    def random_actions(self, rng):
+        counts = [len(agent.actions) for agent in self.spec.agents]
+        return np.stack([rng.integers(count, size=ENVS) for count in counts], -1)
+
+    def random_legal_actions(self, mask, rng):
+        return np.where(mask, rng.random(mask.shape), -1.0).argmax(-1)
+
+
+@pytest.fixture(scope="module", params=task_names())
+def simulated(request):
+    return Simulated(request.param)
+
+
+def batch_episode(simulated, seed, steps=None):
+    """What a batch shows from a reset on, under actions that depend on the seed only."""
+    rng = np.random.default_rng(1)
+    shown = [simulated.batch.reset(seed)]
+    for _ in range(steps or simulated.spec.episode_steps):
+        actions = simulated.random_legal_actions(shown[-1].action_mask, rng)
+        shown.append(simulated.batch.step(actions))
+    return shown
+
+
+def reference_episode(simulated, seed):
+    """Observations, rewards and dones of one whole episode."""
+    rng = np.random.default_rng(1)
+    observations, rewards, done = [simulated.reference.reset(seed)], [], False
+    while not done:
+        actions = [int(rng.integers(len(agent.actions))) for agent in simulated.spec.agents]
+        outcome = simulated.reference.step(actions)
+        observations.append(outcome.observations)
+        rewards.append(outcome.reward)
+        done = outcome.done
+    return observations, rewards
+
+
+def test_description(simulated):
+    spec = simulated.spec
+    assert spec.name in task_names()
+    assert make_task(spec.name).spec == spec
+    assert spec.episode_steps > 0
+    assert spec.rate_hz > 0
+    assert len({agent.name for agent in spec.agents}) == spec.num_agents > 0
+    for agent in spec.agents:
+        assert len({block.name for block in agent.blocks}) == len(agent.blocks) > 0
+        assert len(set(agent.actions)) == len(agent.actions) > 0
+        assert agent.observation_size == sum(block.size for block in agent.blocks)
+        assert all(block.unit for block in agent.blocks)
+    assert spec.action_exists.sum(-1).tolist() == [len(agent.actions) for agent in spec.agents]
+    alike = len({(agent.blocks, agent.actions) for agent in spec.agents}) == 1
+    assert spec.homogeneous == alike
+
+
+def test_batch_sizes_and_types(simulated):
+    spec = simulated.spec
+    sizes = {
+        "observation": (np.float32, (ENVS, spec.num_agents, spec.observation_size)),
+        "state": (np.float32, (ENVS, spec.state_size)),
+        "action_mask": (np.bool_, (ENVS, spec.num_agents, spec.num_actions)),
+        "reward": (np.float32, (ENVS,)),
+        "done": (np.bool_, (ENVS,)),
+    }
+    for step in batch_episode(simulated, seed=0, steps=2):
+        for name, (kind, shape) in sizes.items():
+            value = getattr(step, name)
+            assert (value.dtype, value.shape) == (kind, shape), name
+            assert np.isfinite(value).all()
+        for index, agent in enumerate(spec.agents):
+            assert (step.observation[:, index, agent.observation_size :] == 0).all()
+        assert not (step.action_mask & ~spec.action_exists).any()
+        assert step.action_mask.any(-1).all()
+
+
+def test_reference_sizes_and_types(simulated):
+    observations, rewards = reference_episode(simulated, seed=0)
+    for shown in observations:
+        assert [o.shape for o in shown] == [(a.observation_size,) for a in simulated.spec.agents]
+        assert {o.dtype for o in shown} == {np.dtype(np.float32)}
+        assert all(np.isfinite(o).all() for o in shown)
+    assert all(type(reward) is float for reward in rewards)
+    scene = simulated.reference.scene()
+    assert len({entity.name for entity in scene}) == len(scene)
+    agents = [entity.name for entity in scene if entity.kind == "agent"]
+    assert agents == [agent.name for agent in simulated.spec.agents]
+
+
+def test_episodes_end_in_time(simulated):
+    spec = simulated.spec
+    _, rewards = reference_episode(simulated, seed=0)
+    assert len(rewards) <= spec.episode_steps
+    dones = np.stack([s.done for s in batch_episode(simulated, 0, 2 * spec.episode_steps)])
+    if spec.ends_early:
+        return
+    assert len(rewards) == spec.episode_steps
+    expected = [step in (spec.episode_steps, 2 * spec.episode_steps) for step in range(len(dones))]
+    assert (dones == np.array(expected)[:, None]).all()
+
+
+def test_after_the_end_comes_another_episode(simulated):
+    if simulated.spec.ends_early:
+        pytest.skip("ends are not at a known step")
+    shown = batch_episode(simulated, seed=0)
+    first, last, next_first = shown[0], shown[-2], shown[-1]
+    assert next_first.done.all()
+    assert not np.allclose(next_first.observation, first.observation)
+    # A step moves a little, a new episode goes anywhere.
+    moved = np.abs(next_first.observation - last.observation).mean()
+    usual = np.abs(shown[2].observation - shown[1].observation).mean()
+    assert moved > 2 * usual
+
+
+def test_a_reset_in_the_middle_begins_anew(simulated):
+    whole = batch_episode(simulated, seed=3)
+    batch_episode(simulated, seed=4, steps=simulated.spec.episode_steps // 2)
+    again = batch_episode(simulated, seed=3)
+    for a, b in zip(whole, again, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_seeds(simulated):
+    first, again, other = (batch_episode(simulated, seed, 3) for seed in (5, 5, 6))
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a.observation, b.observation)
+        assert np.array_equal(a.reward, b.reward)
+    assert not np.array_equal(first[0].observation, other[0].observation)
+    # Environments of one batch differ from each other, too.
+    assert len(np.unique(first[0].observation.reshape(ENVS, -1), axis=0)) == ENVS
+
+
+def test_reference_seeds(simulated):
+    (first, rewards), (again, same), (other, _) = (
+        reference_episode(simulated, seed) for seed in (5, 5, 6)
+    )
+    assert np.array_equal(np.array(first), np.array(again))
+    assert rewards == same
+    assert not np.array_equal(first[0][0], other[0][0])
+
+
+# MPE: the batch hides its state, but a first observation tells where everything is. The reference
+# simulator's own package is put into that state, and both are stepped with the same actions.
+
+
+def place_simple_spread(world, observations, spec):
+    """Put `mpe2`'s world where the first observations say that everything is."""
+    columns = block_columns(spec.agents[0].blocks)
+    for agent, observation in zip(world.agents, observations, strict=True):
+        agent.state.p_pos = observation[columns["position"]].astype(np.float64)
+        agent.state.p_vel = observation[columns["velocity"]].astype(np.float64)
+    relative = observations[0][columns["landmarks"]].reshape(-1, 2).astype(np.float64)
+    for landmark, offset in zip(world.landmarks, relative, strict=True):
+        landmark.state.p_pos = world.agents[0].state.p_pos + offset
+
+
+def crowded_actions(observation, rng):
+    """Half of the time towards robot 0's side, so that robots bump into each other."""
+    x, y = observation[..., 2], observation[..., 3]
+    towards = np.where(np.abs(x) > np.abs(y), np.where(x > 0, 1, 2), np.where(y > 0, 3, 4))
+    return np.where(rng.random(towards.shape) < 0.5, towards, rng.integers(5, size=towards.shape))
+
+
+def test_mpe_batch_equals_mpe2_step_by_step():
+    task = make_task("mpe/simple_spread")
+    envs = 12
+    batch = task.make_batch(envs)
+    parallel_env = importlib.import_module("mpe2.simple_spread_v3").parallel_env
+    judges = [parallel_env(N=3, max_cycles=25) for _ in range(envs)]
+    now = batch.reset(11)
+    for judge, observations in zip(judges, now.observation, strict=True):
+        judge.reset(seed=0)
+        place_simple_spread(judge.unwrapped.world, observations, task.spec)
+    rng, bumps = np.random.default_rng(0), 0
+    for step in range(1, 26):
+        actions = crowded_actions(now.observation, rng)
+        now = batch.step(actions)
+        for env, judge in enumerate(judges):
+            named = {f"agent_{i}": int(action) for i, action in enumerate(actions[env])}
+            observed, rewards, _, truncated, _ = judge.step(named)
+            bumps += len(set(rewards.values())) > 1
+            assert now.reward[env] == pytest.approx(np.mean(list(rewards.values())), abs=1e-4)
+            assert all(truncated.values()) == now.done[env] == (step == 25)
+            if step < 25:  # then the batch shows the next episode already
+                expected = np.stack([observed[f"agent_{i}"] for i in range(3)])
+                np.testing.assert_allclose(now.observation[env], expected, atol=1e-4)
+                joint = [*expected.ravel(), step / 25]
+                np.testing.assert_allclose(now.state[env], joint, atol=1e-4)
+    assert bumps > 20  # bumping was part of what was compared
+
+
+def test_mpe_reference_is_mpe2():
+    reference = make_task("mpe/simple_spread").make_reference()
+    judge = importlib.import_module("mpe2.simple_spread_v3").parallel_env(N=3, max_cycles=25)
+    rng = np.random.default_rng(0)
+    observed, _ = judge.reset(seed=77)
+    shown, done = reference.reset(77), False
+    while not done:
+        assert all(np.array_equal(a, b) for a, b in zip(shown, observed.values(), strict=True))
+        actions = rng.integers(5, size=3)
+        observed, rewards, _, truncated, _ = judge.step(dict(zip(observed, actions, strict=True)))
+        shown, reward, done, label = reference.step(list(actions))
+        assert reward == pytest.approx(np.mean(list(rewards.values())), abs=1e-12)
+        assert done == all(truncated.values())
+        assert label == ""
+
+
+# Blocks
+
+BLOCKS = make_task("mpe/simple_spread").spec.agents[0].blocks
+
+
+def test_blocks_lie_one_behind_the_other():
+    columns = block_columns(BLOCKS)
+    covered = np.concatenate([np.arange(99)[part] for part in columns.values()])
+    assert covered.tolist() == list(range(sum(block.size for block in BLOCKS)))
+
+
+def test_selection_is_in_the_tasks_order():
+    kept = select_blocks(BLOCKS, ["landmarks", "velocity"], "here")
+    assert [block.name for block in kept] == ["velocity", "landmarks"]
+    assert select_columns(BLOCKS, kept).tolist() == [0, 1, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["velocity", "landmark"], "landmarks"),
+        (["velocity", "velocity"], "once"),
+        ([], "at least one"),
+    ],
+)
+def test_wrong_selections_are_refused(names, said, refusal):
+    message = refusal(select_blocks, BLOCKS, names, "team.yaml: sensors")
+    assert message.startswith("team.yaml: sensors")
+    assert said in message
+
+
+@pytest.mark.parametrize("name", ["mpe/simple_spred", "mpe", "simple_spread", "", "smac/"])
+def test_unknown_tasks_are_refused(name, refusal):
+    message = refusal(make_task, name, "team.yaml: task")
+    assert message.startswith("team.yaml: task")
+    assert "mpe/simple_spread" in message
