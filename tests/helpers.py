@@ -18,6 +18,8 @@ from kdmarl_core.bundle import (
     StudentEntry,
     TeacherEntry,
 )
+from kdmarl_core.distil.coordination import CoordinationHeads
+from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import feed_forward_model
 from kdmarl_core.metrics import Evaluation
@@ -47,11 +49,23 @@ TRAINING_RECIPE = {
     "precision": "float32",
 }
 
-_WEIGHTS = {"ppo": 0.1, "kl": 1.0, "cross_entropy": 0.1, "entropy": 0.0}
+# All terms of the students' objective, switched off.
+OFF = {
+    "ppo": 0.0,
+    "kl": 0.0,
+    "cross_entropy": 0.0,
+    "soft_cross_entropy": 0.0,
+    "structure": 0.0,
+    "role": 0.0,
+    "entropy": 0.0,
+}
+_WEIGHTS = OFF | {"ppo": 0.1, "kl": 1.0, "cross_entropy": 0.1}
 DISTILLATION_RECIPE = {
     "temperature": 1.0,
     "clip": 0.2,
     "max_grad_norm": 1.0,
+    "common_width": 8,
+    "roles": 3,
     "offline": {
         "buffer_steps": 6400,
         "updates": 60,
@@ -239,3 +253,12 @@ def make_model(manifest: Manifest, seed: int = 0, scale: float = 1.0) -> bytes:
     """An ONNX model of random weights that fits a manifest."""
     sizes = [manifest.observation_size, 8, len(manifest.actions)]
     return feed_forward_model(dense_layers(sizes, seed, scale))
+
+
+def make_learner(students, team, recipe, teacher=None):
+    """A learner for students; the teacher, unless given, is untrained and 8 wide."""
+    teacher = teacher or Teacher(team.task.spec, Architecture(8, 1)).requires_grad_(False)
+    roles = torch.randn(recipe.roles, teacher.architecture.width)
+    widths = [robot.student.width for robot in team.robots]
+    heads = CoordinationHeads(widths, recipe.common_width, roles)
+    return Learner(students, teacher, heads, recipe)

@@ -303,6 +303,15 @@ def test_a_failing_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_there_is_not_written_over(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(UserError, match="--overwrite"):
+        fail_to_write(target, overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert list(target.iterdir()) == []
+
+
 def test_a_failing_overwrite_keeps_what_was_there(tmp_path):
     target = tmp_path / "out"
     target.mkdir()

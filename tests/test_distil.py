@@ -9,6 +9,7 @@ from helpers import (
     TASK,
     TEAM_FILE,
     changed,
+    make_learner,
     make_teacher,
     write_teacher,
     write_yaml,
@@ -16,13 +17,16 @@ from helpers import (
 
 from kdmarl_core.bundle import read_bundle
 from kdmarl_core.distil.expert_buffer import concatenate, label
-from kdmarl_core.distil.learner import Learner, Recipe
+from kdmarl_core.distil.learner import Recipe
 from kdmarl_core.distil.offline import fill_buffer, learn_offline
+from kdmarl_core.distil.on_policy import learn_on_policy
+from kdmarl_core.distil.run import distil
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher.returns import gae
 from kdmarl_core.teacher.rollout import Collector
+from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 from kdmarl_core.team import load_bundles, load_team
 
 ROBOTS = ["robot_0", "robot_1", "robot_2"]
@@ -152,7 +156,8 @@ def test_samples_keep_together_what_belongs_together(taught):
 def test_students_learn_to_do_as_the_teacher_does(taught, team_file):
     task, teacher, card, _ = taught
     torch.manual_seed(0)
-    students = StudentTeam(load_team(str(team_file)))
+    team = load_team(str(team_file))
+    students = StudentTeam(team)
     recipe = from_mapping(
         Recipe, changed(DISTILLATION_RECIPE, "offline.updates", 150), "distil.yaml"
     )
@@ -165,8 +170,45 @@ def test_students_learn_to_do_as_the_teacher_does(taught, team_file):
         return (chosen == unseen.teacher_logits.argmax(-1)).float().mean(0)
 
     before = agreement()
-    terms = list(learn_offline(Learner(students, recipe), buffer, recipe.offline, seed=3))
+    learner = make_learner(students, team, recipe)
+    terms = list(learn_offline(learner, buffer, recipe.offline, seed=3))
     after = agreement()
     assert float(terms[-1].kl) < 0.5 * float(terms[0].kl)
     assert (after > before + 0.3).all()
     assert (after[:2] > 0.75).all()  # the third does not see everything that the teacher sees
+
+
+def test_on_policy_the_students_act_and_the_teacher_labels(team_file):
+    """Bad students of a good teacher: what is sampled is bad, what is learnt is good."""
+    task = make_task(TASK)
+    teacher, card = load_teacher(find_teacher("mpe_simple_spread"), task.spec)
+    torch.manual_seed(0)
+    document = changed(DISTILLATION_RECIPE, "on_policy.iterations", 12)
+    document = changed(document, "on_policy.learning_rate", 1.0e-2)
+    recipe = from_mapping(Recipe, document, "distil.yaml")
+    team = load_team(str(team_file))
+    learner = make_learner(StudentTeam(team), team, recipe)
+    done = list(learn_on_policy(learner, task, teacher, card, recipe.on_policy, seed=0))
+    terms, returns = zip(*done, strict=True)
+    assert returns[0] < -20 < card.evaluation.mean_return - 5
+    assert float(terms[-1].kl) < 0.8 * float(terms[0].kl)
+
+
+@pytest.mark.parametrize(("updates", "iterations"), [(4, 3), (0, 2), (3, 0)])
+def test_both_phases_are_gone_through(taught, team_file, updates, iterations):
+    """A count of zero switches a phase off."""
+    _, teacher, card, _ = taught
+    document = changed(DISTILLATION_RECIPE, "offline.updates", updates)
+    document = changed(document, "on_policy.iterations", iterations)
+    reports = []
+    distil(
+        load_team(str(team_file)),
+        teacher,
+        card,
+        from_mapping(Recipe, document, "distil.yaml"),
+        0,
+        lambda phase, done, of, terms, mean_return: reports.append((phase, done, of)),
+    )
+    expected = [("offline", i + 1, updates) for i in range(updates)]
+    expected += [("on-policy", i + 1, iterations) for i in range(iterations)]
+    assert reports == expected

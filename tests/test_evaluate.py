@@ -51,6 +51,7 @@ def test_the_same_seed_gives_the_same_episodes(env, make_player):
     again = list(play(TASK_MADE.make_reference(), make_player(), 3, seed=4))
     other = list(play(env, make_player(), 3, seed=5))
     assert first == again
+    assert len({episode.team_return for episode in first}) == 3  # no episode is played twice
     assert not {e.team_return for e in first} & {e.team_return for e in other}
 
 

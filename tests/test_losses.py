@@ -7,8 +7,10 @@ import math
 
 import pytest
 import torch
+from helpers import OFF
 from torch.nn.functional import softmax
 
+from kdmarl_core.distil.coordination import fit_roles
 from kdmarl_core.distil.losses import (
     Terms,
     Weights,
@@ -16,6 +18,9 @@ from kdmarl_core.distil.losses import (
     entropy,
     hard_cross_entropy,
     policy_kl,
+    relational_structure,
+    role_alignment,
+    soft_cross_entropy,
     total,
 )
 from kdmarl_core.teacher.returns import ppo_clip
@@ -197,17 +202,73 @@ def test_one_action_left_gives_zeros():
     assert [float(term) for term in (*terms, entropy(student))] == [0.0, 0.0, 0.0]
 
 
+# Structure and roles
+
+# Two agents at right angles, and two that look the same way, in two samples.
+EMBEDDING = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 0.0]]])
+ALIKE = torch.tensor([[[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]]]).expand(2, 2, 3)
+
+
+def test_structure_by_hand():
+    # Cosines of the pair: teacher 0 and 1, student 1 and 1.
+    found = relational_structure(EMBEDDING, ALIKE)
+    assert float(found) == pytest.approx((1.0 + 0.0) / 2, abs=1e-6)
+    assert float(relational_structure(EMBEDDING, 5 * EMBEDDING)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_structure_counts_each_pair_once():
+    teacher = torch.eye(3)[None]  # all cosines 0
+    student = torch.ones(1, 3, 4)  # all cosines 1
+    assert float(relational_structure(teacher, student)) == pytest.approx(3.0, abs=1e-6)
+
+
+def test_roles_by_hand():
+    teacher = torch.tensor([[[2 * LN3, 0.0]]])
+    uniform = torch.zeros(1, 1, 2)
+    # At tau = 2 the teacher's roles are 3:1.
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert float(role_alignment(teacher, uniform, 2.0)) == pytest.approx(expected, abs=1e-6)
+    assert float(role_alignment(teacher, uniform, 1.0)) != pytest.approx(expected, abs=1e-2)
+    assert float(role_alignment(teacher, teacher, 2.0)) == 0.0
+
+
+def test_roles_are_clusters_of_the_teachers_embeddings():
+    torch.manual_seed(0)
+    centres = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
+    member = torch.arange(300) % 3
+    embedding = centres[member] + 0.1 * torch.randn(300, 3)
+    projection = fit_roles(embedding, roles=3, seed=0)
+    scores = embedding @ projection.T
+    assert float(scores.std()) == pytest.approx(1.0, abs=1e-5)
+    chosen = scores.argmax(1)
+    assert all(len(chosen[member == i].unique()) == 1 for i in range(3))
+    assert len(chosen.unique()) == 3
+
+
+def test_collapsed_roles_cost():
+    """A student whose robots all play one role is told apart from one that keeps the roles."""
+    scores = 3 * torch.eye(3)[None]
+    collapsed = scores[:, :1].expand(1, 3, 3)
+    assert float(role_alignment(scores, collapsed, 1.0)) > 1.0
+
+
+def test_soft_cross_entropy_is_the_divergence_and_the_teachers_entropy():
+    teacher, student = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    found = soft_cross_entropy(teacher, student)
+    expected = policy_kl(teacher, student, 1.0) + entropy(teacher)
+    assert float(found) == pytest.approx(float(expected), abs=1e-5)
+
+
 # The whole objective
 
-OFF = {"ppo": 0.0, "kl": 0.0, "cross_entropy": 0.0, "entropy": 0.0}
+SIGNS = dict.fromkeys(OFF, 1) | {"ppo": -1, "entropy": -1}
+VALUES = (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "sign"), [("ppo", -1), ("kl", 1), ("cross_entropy", 1), ("entropy", -1)]
-)
+@pytest.mark.parametrize(("name", "sign"), SIGNS.items())
 def test_sign_of_each_term(name, sign):
-    """Algorithm 1, line 14: L = -L_PPO + alpha L_KL + beta L_CE - zeta H."""
-    terms = Terms(*(torch.tensor(value, requires_grad=True) for value in (2.0, 3.0, 5.0, 7.0)))
+    """Algorithm 1, line 14: only the PPO objective and the entropy are to grow."""
+    terms = Terms(*(torch.tensor(value, requires_grad=True) for value in VALUES))
     loss = total(terms, Weights(**OFF | {name: 0.5}))
     loss.backward()
     assert loss.item() == sign * 0.5 * getattr(terms, name).item()
@@ -217,8 +278,9 @@ def test_sign_of_each_term(name, sign):
 
 
 def test_total_adds_up():
-    terms = Terms(*map(torch.tensor, (2.0, 3.0, 5.0, 7.0)))
-    assert float(total(terms, Weights(1.0, 10.0, 100.0, 1000.0))) == -2 + 30 + 500 - 7000
+    terms = Terms(*map(torch.tensor, VALUES))
+    weights = Weights(*(10.0**i for i in range(7)))
+    assert float(total(terms, weights)) == -2 + 30 + 500 + 7e3 + 11e4 + 13e5 - 17e6
 
 
 @pytest.mark.parametrize("name", list(OFF))

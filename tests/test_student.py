@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from helpers import DISTILLATION_RECIPE, MIXED_TASK, mixed_team, opinionated
+from helpers import (
+    DISTILLATION_RECIPE,
+    MIXED_TASK,
+    OFF,
+    make_learner,
+    mixed_team,
+    opinionated,
+)
 from torch import nn
 
 from kdmarl_core.distil.expert_buffer import Samples
-from kdmarl_core.distil.learner import Learner, Recipe
+from kdmarl_core.distil.learner import Recipe, decay
 from kdmarl_core.distil.losses import Weights
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.schema import from_mapping
@@ -41,9 +48,9 @@ def students():
 
 @pytest.fixture
 def trained(students):
-    learner = Learner(students, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
+    learner = make_learner(students, TEAM, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
     for seed in range(6):
-        learner.update(random_samples(seed), Weights(1.0, 1.0, 1.0, 0.1), 1e-2)
+        learner.update(random_samples(seed), Weights(**dict.fromkeys(OFF, 0.5)), 1e-2)
     return students
 
 
@@ -182,12 +189,36 @@ def test_one_robots_width_does_not_disturb_another():
         assert (layer.weight.grad[1:] == 0).all()
 
 
+@pytest.mark.parametrize("praise", [1.0, -1.0])
+def test_praised_actions_become_likelier(students, praise):
+    """PPO with the teacher's advantage alone, from the policy that acted."""
+    learner = make_learner(students, TEAM, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
+    samples = random_samples()
+
+    def probability():
+        logits = students.policy(samples.observation, samples.action_mask)
+        return torch.log_softmax(logits, -1).gather(-1, samples.action[..., None]).squeeze(-1)
+
+    before = probability()
+    samples = samples._replace(behaviour=before, advantage=torch.full((SAMPLES,), praise))
+    for _ in range(3):
+        learner.update(samples, Weights(**OFF | {"ppo": 1.0}), 1e-3)
+    change = (probability() - before).mean(0)
+    assert (praise * change[:2] > 0).all()
+    assert change[2] == 0  # it has one action only
+
+
+@pytest.mark.parametrize(("done", "expected"), [(0, 0.1), (5, 0.05), (9, 0.01)])
+def test_learning_rates_decay_linearly(done, expected):
+    assert decay(0.1, done, 10) == pytest.approx(expected)
+
+
 def test_a_loss_that_is_not_finite_is_refused_before_it_does_harm(students, refusal):
-    learner = Learner(students, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
+    learner = make_learner(students, TEAM, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
     before = {name: value.clone() for name, value in students.state_dict().items()}
     samples = random_samples()
     broken = samples._replace(teacher_logits=torch.full_like(samples.teacher_logits, float("nan")))
-    message = refusal(learner.update, broken, Weights(0.0, 1.0, 0.0, 0.0), 1e-2)
+    message = refusal(learner.update, broken, Weights(**OFF | {"kl": 1.0}), 1e-2)
     assert "kl" in message
     for name, value in students.state_dict().items():
         assert torch.equal(value, before[name])

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kdmarl_core.evaluate import RandomPlayer, play, returns
 from kdmarl_core.schema import from_mapping
+from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher.mappo import Recipe
 from kdmarl_core.teacher.player import TeacherPlayer
@@ -163,6 +164,18 @@ def test_a_rollout_says_what_happened(spread):
     expected = log_probs.gather(-1, rollout.action[..., None]).squeeze(-1)
     torch.testing.assert_close(rollout.log_prob, expected)
     assert rollout.done.sum(0).tolist() == [2] * 4
+    # The same simulator, stepped by hand with the same actions.
+    shown = [env.reset(derive_seed(3, 0))]
+    shown += [env.step(actions) for actions in rollout.action.numpy()]
+    for name, first, last in (
+        ("observation", 0, -1),
+        ("action_mask", 0, -1),
+        ("state", 0, None),
+        ("reward", 1, None),
+        ("done", 1, None),
+    ):
+        expected = np.stack([getattr(step, name) for step in shown[first:last]])
+        assert np.array_equal(getattr(rollout, name).numpy(), expected), name
     assert rollout.episode_return() == pytest.approx(float(rollout.reward.sum()) / 8, rel=1e-5)
 
 

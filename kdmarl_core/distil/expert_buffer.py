@@ -37,7 +37,7 @@ def label(rollout: Rollout, teacher: Teacher, card: TeacherCard) -> Samples:
     """Let the frozen teacher judge a rollout, whoever acted in it.
 
     A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
-    which the teacher was trained, then normalised.
+    which the teacher was trained, then normalised. Matrix products run in bfloat16.
     """
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         value = teacher.value(rollout.state)
@@ -54,6 +54,12 @@ def label(rollout: Rollout, teacher: Teacher, card: TeacherCard) -> Samples:
         logits,
     )
     return Samples(*(field.flatten(0, 1) for field in steps))
+
+
+def teacher_embedding(teacher: Teacher, observation: Tensor) -> Tensor:
+    """phi_T [B, N, W] of full observations [B, N, D], without gradients."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return teacher.embed(observation).float()
 
 
 def concatenate(parts: list[Samples]) -> Samples:

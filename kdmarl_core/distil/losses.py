@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, log_softmax, normalize, softmax
 
 from kdmarl_core.schema import check_at_least
 from kdmarl_core.teacher.returns import ppo_clip
@@ -28,11 +28,19 @@ class Weights:
 
     ppo: float
     kl: float  # alpha
-    cross_entropy: float  # beta
+    cross_entropy: float  # beta, hard label
+    soft_cross_entropy: float  # beta, eq. 8 as printed
+    structure: float  # lambda_str
+    role: float  # lambda_role
     entropy: float  # zeta
 
     def __post_init__(self) -> None:
         check_at_least(0, self, *(field.name for field in fields(self)))
+
+    @property
+    def coordinate(self) -> bool:
+        """Whether a term needs the teacher's embeddings."""
+        return self.structure > 0 or self.role > 0
 
 
 class Terms(NamedTuple):
@@ -41,6 +49,9 @@ class Terms(NamedTuple):
     ppo: Tensor
     kl: Tensor
     cross_entropy: Tensor
+    soft_cross_entropy: Tensor
+    structure: Tensor
+    role: Tensor
     entropy: Tensor
 
 
@@ -72,6 +83,30 @@ def hard_cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
     )
 
 
+def soft_cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
+    """Cross-entropy of pi_S against pi_T, eq. 8 as printed: the KL plus the teacher's entropy."""
+    return -(softmax(teacher, -1) * log_softmax(student, -1)).sum(-1).mean(0).sum()
+
+
+def relational_structure(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared differences of cosines between agents' embeddings, over all pairs j < i (eq. 9).
+
+    Args:
+        teacher: phi_T, [B, N, any width].
+        student: phi_S brought to one width for all robots, [B, N, C].
+    """
+    row, column = torch.tril_indices(teacher.shape[1], teacher.shape[1], offset=-1)
+    difference = _cosines(teacher) - _cosines(student)
+    return difference[:, row, column].square().sum(-1).mean()
+
+
+def role_alignment(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """KL(rho_T || rho_S) of role scores U phi [B, N, K] softened by tau (eq. 10-11)."""
+    target = log_softmax(teacher / temperature, -1)
+    found = log_softmax(student / temperature, -1)
+    return (target.exp() * (target - found)).sum(-1).mean(0).sum()
+
+
 def entropy(student: Tensor) -> Tensor:
     """H(pi_S) of logits [B, N, A], summed over agents."""
     log_probs = log_softmax(student, -1)
@@ -84,5 +119,14 @@ def total(terms: Terms, weights: Weights) -> Tensor:
         -weights.ppo * terms.ppo
         + weights.kl * terms.kl
         + weights.cross_entropy * terms.cross_entropy
+        + weights.soft_cross_entropy * terms.soft_cross_entropy
+        + weights.structure * terms.structure
+        + weights.role * terms.role
         - weights.entropy * terms.entropy
     )
+
+
+def _cosines(embedding: Tensor) -> Tensor:
+    """[B, N, W] -> cosines between agents, [B, N, N]."""
+    unit = normalize(embedding, dim=-1)
+    return unit @ unit.transpose(1, 2)

@@ -23,6 +23,8 @@ from kdmarl_core.bundle import (
     TeacherEntry,
     write_bundle,
 )
+from kdmarl_core.distil.coordination import CoordinationHeads, fit_roles
+from kdmarl_core.distil.expert_buffer import Samples, teacher_embedding
 from kdmarl_core.distil.learner import Learner, Recipe
 from kdmarl_core.distil.losses import Terms
 from kdmarl_core.distil.offline import fill_buffer, learn_offline
@@ -39,6 +41,8 @@ from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 from kdmarl_core.team import Robot, Team
 
+ROLE_SAMPLES = 6000  # teacher embeddings from which roles are fitted
+
 # phase, updates or iterations done, of how many, terms, return of sampled episodes (NaN when
 # unknown)
 Report = Callable[[str, int, int, Terms, float], None]
@@ -50,18 +54,29 @@ def distil(
     """Train a team's students (Algorithm 1): offline phase, then on-policy phase."""
     torch.manual_seed(derive_seed(seed, 10))
     students = StudentTeam(team)
-    learner = Learner(students, recipe)
-    if recipe.offline.updates:
-        steps = recipe.offline.buffer_steps
-        buffer = fill_buffer(team.task, teacher, card, steps, derive_seed(seed, 11))
-        updates = learn_offline(learner, buffer, recipe.offline, derive_seed(seed, 12))
-        for done, terms in enumerate(updates, 1):
-            report("offline", done, recipe.offline.updates, terms, float("nan"))
+    buffer = fill_buffer(
+        team.task, teacher, card, recipe.offline.buffer_steps, derive_seed(seed, 11)
+    )
+    heads = _coordination_heads(team, teacher, buffer, recipe, seed)
+    learner = Learner(students, teacher, heads, recipe)
+    updates = learn_offline(learner, buffer, recipe.offline, derive_seed(seed, 12))
+    for done, terms in enumerate(updates, 1):
+        report("offline", done, recipe.offline.updates, terms, float("nan"))
     phase = recipe.on_policy
     iterations = learn_on_policy(learner, team.task, teacher, card, phase, derive_seed(seed, 13))
     for done, (terms, mean_return) in enumerate(iterations, 1):
         report("on-policy", done, phase.iterations, terms, mean_return)
     return students
+
+
+def _coordination_heads(
+    team: Team, teacher: Teacher, buffer: Samples, recipe: Recipe, seed: int
+) -> CoordinationHeads:
+    some = buffer.observation[: ROLE_SAMPLES // team.task.spec.num_agents]
+    embedding = teacher_embedding(teacher, some).flatten(0, 1)
+    roles = fit_roles(embedding, recipe.roles, derive_seed(seed, 15))
+    widths = [robot.student.width for robot in team.robots]
+    return CoordinationHeads(widths, recipe.common_width, roles)
 
 
 class Exported(NamedTuple):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdmarl_core.distil.stacked import StackedLinear
 from kdmarl_core.export import Layer
 from kdmarl_core.tasks import select_columns
 from kdmarl_core.teacher.teacher import mask_logits
@@ -30,31 +31,6 @@ class StudentOutput(NamedTuple):
 
     logits: Tensor  # [B, N, A]
     embedding: Tensor  # phi_S, [B, N, W]
-
-
-class _StackedLinear(nn.Module):
-    """One linear layer per robot, [N, in, out], zero where a robot has no such unit."""
-
-    def __init__(self, inputs: list[int], outputs: list[int], gain: float) -> None:
-        super().__init__()
-        self.inputs, self.outputs = inputs, outputs
-        weight = torch.zeros(len(inputs), max(inputs), max(outputs))
-        for robot, (rows, columns) in enumerate(zip(inputs, outputs, strict=True)):
-            weight[robot, :rows, :columns] = nn.init.orthogonal_(torch.empty(rows, columns), gain)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(len(inputs), 1, max(outputs)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, B, in] -> [N, B, out]."""
-        return torch.baddbmm(self.bias, x, self.weight)
-
-    def of_robot(self, robot: int) -> Layer:
-        """Weight [in, out] and bias [out] without padding."""
-        rows, columns = self.inputs[robot], self.outputs[robot]
-        weight = self.weight[robot, :rows, :columns].detach().numpy()
-        return weight.astype(np.float64), self.bias[robot, 0, :columns].detach().numpy().astype(
-            np.float64
-        )
 
 
 class StudentTeam(nn.Module):
@@ -77,11 +53,11 @@ class StudentTeam(nn.Module):
         for row, kept in zip(gather, columns, strict=True):
             row[: len(kept)] = torch.from_numpy(kept)
         self.register_buffer("gather", gather)
-        self.aligner = _StackedLinear(inputs, widths, 1.0)
+        self.aligner = StackedLinear(inputs, widths, 1.0)
         self.hidden = nn.ModuleList(
-            _StackedLinear(widths, widths, math.sqrt(2)) for _ in range(HIDDEN_LAYERS)
+            StackedLinear(widths, widths, math.sqrt(2)) for _ in range(HIDDEN_LAYERS)
         )
-        self.head = _StackedLinear(widths, actions, 0.01)
+        self.head = StackedLinear(widths, actions, 0.01)
 
     def restrict(self, observation: Tensor) -> Tensor:
         """Full observations [B, N, D] -> each robot's own features [B, N, I], zero-padded."""

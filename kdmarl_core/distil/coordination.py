@@ -1,0 +1,64 @@
+"""What the coordination terms need beside the students: projections that are dropped at export.
+
+Students may have different widths, so each one's embedding passes a linear head to a common width
+before cosines between robots are taken (eq. 9), and a linear head U_S to K role scores (eq. 11).
+The teacher's role projection U_T is fitted once and frozen: if it learned too, both sides could
+meet by collapsing.
+
+Shapes: `B` samples, `N` robots, `W` widest student, `C` common width, `K` roles.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdmarl_core.distil.stacked import StackedLinear
+
+LLOYD_ITERATIONS = 50
+
+
+class CoordinationHeads(nn.Module):
+    """Trained with the students, never deployed."""
+
+    def __init__(self, widths: list[int], common_width: int, teacher_roles: Tensor) -> None:
+        """Heads for students of these widths; `teacher_roles` is U_T, [K, teacher's width]."""
+        super().__init__()
+        robots = len(widths)
+        self.common = StackedLinear(widths, [common_width] * robots, 1.0)
+        self.roles = StackedLinear(widths, [len(teacher_roles)] * robots, 1.0)
+        self.register_buffer("teacher_roles", teacher_roles)
+
+    def student_structure(self, embedding: Tensor) -> Tensor:
+        """phi_S [B, N, W] at the common width, [B, N, C]."""
+        output: Tensor = self.common(embedding.transpose(0, 1))
+        return output.transpose(0, 1)
+
+    def student_scores(self, embedding: Tensor) -> Tensor:
+        """U_S phi_S, [B, N, K]."""
+        output: Tensor = self.roles(embedding.transpose(0, 1))
+        return output.transpose(0, 1)
+
+    def teacher_scores(self, embedding: Tensor) -> Tensor:
+        """U_T phi_T, [B, N, K]; no gradient."""
+        roles: Tensor = self.teacher_roles  # type: ignore[assignment]
+        return embedding @ roles.T
+
+
+def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:
+    """U_T [K, W]: each row points from the mean embedding to the centre of one cluster.
+
+    Clusters are k-means clusters of teacher embeddings [M, W] (Lloyd's iterations from distinct
+    samples); rows are scaled so that role scores have unit standard deviation, which gives the
+    temperature the same meaning for every teacher.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centres = embedding[torch.randperm(len(embedding), generator=generator)[:roles]].clone()
+    for _ in range(LLOYD_ITERATIONS):
+        nearest = torch.cdist(embedding, centres).argmin(1)
+        for role in range(roles):
+            members = embedding[nearest == role]
+            if len(members):
+                centres[role] = members.mean(0)
+    directions = centres - embedding.mean(0)
+    return directions / (embedding @ directions.T).std()
