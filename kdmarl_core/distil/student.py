@@ -1,9 +1,5 @@
 """A team of students, computed as one: every layer is a batched product over robots.
 
-Robots differ in inputs, width and actions, so their weights are padded with zeros to common sizes.
-A padded unit starts at zero, its activation ReLU(0) is zero, and so are all gradients from and to
-it: padding never learns and never acts, and `layers` cuts it off again.
-
 Shapes: `B` samples, `N` robots, `D` features of a full observation, `I` widest restricted
 observation, `W` widest student, `A` actions.
 """
