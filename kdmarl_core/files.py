@@ -32,13 +32,13 @@ def share_folder() -> Path:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, marker: str, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes `target` only when the block ends without an exception.
 
     Raises:
-        UserError: `target` exists and `overwrite` is false, or its parent cannot be written.
+        UserError: as `refuse_existing` does.
     """
-    refuse_existing(target, overwrite=overwrite)
+    refuse_existing(target, marker, overwrite=overwrite)
     with _refusing_to_write(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -72,13 +72,27 @@ def atomic_write(target: Path, content: bytes) -> None:
             raise
 
 
-def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise a `UserError` early if a long run would end by finding its output in the way."""
+def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
+    """Refuse an output folder early, before a long run finds it in its way.
+
+    Args:
+        target: the folder to be written.
+        marker: glob of a file that shows that a folder is one of ours. Others are never replaced.
+        overwrite: whether the user agrees to replace it.
+
+    Raises:
+        UserError: `target` exists and may not or must not be replaced, or cannot be written.
+    """
     with _refusing_to_write(target):
-        if target.exists() and not overwrite:
-            raise UserError(f"{target}: exists already; give another --output, or --overwrite")
         if target.exists() and not target.is_dir():
             raise UserError(f"{target}: is not a folder; give another --output")
+        if target.exists() and not overwrite:
+            raise UserError(f"{target}: exists already; give another --output, or --overwrite")
+        if target.exists() and any(target.iterdir()) and not any(target.glob(marker)):
+            raise UserError(
+                f"{target}: holds no {marker}, so it was not written by this command and is not "
+                "replaced; give another --output"
+            )
         existing = next(parent for parent in target.absolute().parents if parent.exists())
         # Permission bits do not tell the whole truth: try it.
         tempfile.TemporaryDirectory(prefix=".kdmarl.", dir=existing).cleanup()
@@ -90,8 +104,13 @@ def _replace_folder(source: Path, target: Path) -> None:
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     target.rename(retired / target.name)
-    source.rename(target)
-    shutil.rmtree(retired, ignore_errors=True)
+    try:
+        source.rename(target)
+    except OSError:
+        (retired / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextlib.contextmanager

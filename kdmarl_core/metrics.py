@@ -36,23 +36,34 @@ def standard_error(values: Returns) -> float:
 
 def normalised_retention(
     student: Returns, teacher: Returns, random: Returns, seed: int = 0
-) -> Interval:
+) -> Interval | None:
     """(R_student - R_random) / (R_teacher - R_random) of mean returns, 95 % bootstrap interval.
 
     Episodes are drawn with replacement, for the three players together if they played the same
-    number of episodes (the same seeds), else for each by itself.
+    number of episodes (the same seeds), else for each by itself. None if the teacher is as good as
+    random actions: nothing can be retained then.
     """
+    if teacher.mean() == random.mean():
+        return None
     rng = np.random.default_rng(seed)
     paired = len(student) == len(teacher) == len(random)
-    draws = np.empty(BOOTSTRAP_DRAWS)
+    draws = np.empty((BOOTSTRAP_DRAWS, 3))
     for i in range(BOOTSTRAP_DRAWS):
         rows = rng.integers(len(student), size=len(student))
-        s = student[rows].mean()
-        t, r = (
+        draws[i] = [
             values[rows if paired else rng.integers(len(values), size=len(values))].mean()
-            for values in (teacher, random)
-        )
-        draws[i] = (s - r) / (t - r)
+            for values in (student, teacher, random)
+        ]
+    student_mean, teacher_mean, random_mean = draws[draws[:, 1] != draws[:, 2]].T
+    low, high = np.percentile(
+        (student_mean - random_mean) / (teacher_mean - random_mean), [2.5, 97.5]
+    )
     value = (student.mean() - random.mean()) / (teacher.mean() - random.mean())
-    low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(float(value), float(low), float(high))
+
+
+def percent(interval: Interval | None) -> str:
+    """A retention with its interval for people."""
+    if interval is None:
+        return "undefined"
+    return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

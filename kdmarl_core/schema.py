@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        document = yaml.safe_load(_read_text(path))
+        document = yaml.load(_read_text(path), Loader=_UniqueKeyLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date; nesting
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
@@ -100,6 +100,21 @@ def check_share(record: object, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(record, name) <= 1:
             raise UserError(f"{name}: {getattr(record, name)} must be between 0 and 1; correct it")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key '{key.value}' stands twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_text(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdmarl_core.bundle import MANIFEST, BundlePolicy, load_policy
-from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
 from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks
@@ -129,7 +129,10 @@ def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:
     present = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
     for robot in team.robots:
         if robot.name not in present:
-            raise unknown("robot", robot.name, present, f"{folder}: no bundle")
+            raise UserError(
+                f"{folder}: no bundle for robot '{robot.name}'; "
+                f"{did_you_mean(robot.name, present)} Otherwise distil {team.name} again"
+            )
     return [_load_bundle(robot, team, folder / robot.name) for robot in team.robots]
 
 

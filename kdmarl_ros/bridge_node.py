@@ -119,9 +119,15 @@ class BridgeNode(Node):
     def run(self, stop: Stop) -> None:
         """Play all episodes that the results file does not hold yet."""
         path = Path(self._given.results)
-        finished = len(results.read(path))
+        finished = results.read(path)
+        for earlier in finished:
+            if earlier.seed != episode_seed(self._given.seed, earlier.index):
+                raise UserError(
+                    f"{path}: episode {earlier.index} was not played with seed "
+                    f"{self._given.seed}; give that run's seed, or another results file"
+                )
         self._await_robots(stop)
-        for index in range(finished, self._given.episodes):
+        for index in range(len(finished), self._given.episodes):
             result = self._play(index, stop)
             if result is None:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,4 +141,4 @@ def _plan_robot(robot: Robot, bundles: Path, files: Path) -> Process:
 
 
 def _as_yaml(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value)  # JSON is YAML, and quotes what needs it

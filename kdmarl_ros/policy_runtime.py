@@ -53,8 +53,8 @@ class PolicyRuntime:
             part = slice(start, start + block.size)
             self._inputs.append(_Input(block.name, part, block.size))
             start += block.size
-        self._episode = -1
-        self.last: Decision | None = None
+        self._decided = NEVER
+        self._answer: Decision | None = None  # the policy's newest, whatever was published since
         self.drops: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
 
@@ -86,39 +86,39 @@ class PolicyRuntime:
 
     def decide(self, stamp: Stamp) -> Decision:
         """Decide on the inputs as they are; repeats the last decision for the same stamp."""
-        if self.last is not None and self.last.stamp == stamp and not self.last.safe:
-            return self.last
+        if self._answer is not None and self._answer.stamp == stamp:
+            return self._answer
         begun = time.perf_counter()
-        if stamp[0] != self._episode or stamp[1] == 0:
+        if stamp[0] != self._decided[0] or stamp < self._decided:
             self._policy.reset()
-            self._episode = stamp[0]
+        self._decided = stamp
         try:
             action, reason = self._policy.act(self._observation), ""
         except FloatingPointError:
             self._policy.reset()
             action, reason = self._policy.manifest.safe_index, "non_finite_output"
         elapsed = time.perf_counter() - begun
-        return self._remember(Decision(stamp, action, reason != "", reason, elapsed))
+        self._answer = self._counted(Decision(stamp, action, reason != "", reason, elapsed))
+        return self._answer
 
     def decide_newest(self, now_s: float, timeout_s: float) -> Decision:
         """Real time: decide on the newest value of each input, unless one is missing or stale."""
         stale = [e.name for e in self._inputs if not now_s - e.received_s <= timeout_s]
         if stale:
             return self.safe(f"stale: {', '.join(stale)}")
-        self.last = None
+        self._answer = None
         return self.decide(max(entry.stamp for entry in self._inputs))
 
     def safe(self, reason: str) -> Decision:
         """The safe action, under the newest stamp seen."""
         stamp = max((entry.stamp for entry in self._inputs), default=NEVER)
         action = self._policy.manifest.safe_index
-        return self._remember(Decision(max(stamp, (0, 0)), action, True, reason, 0.0))
+        return self._counted(Decision(max(stamp, (0, 0)), action, True, reason, 0.0))
 
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Seconds since each input was last good; infinite for one that never came."""
         return {entry.name: now_s - entry.received_s for entry in self._inputs}
 
-    def _remember(self, decision: Decision) -> Decision:
-        self.last = decision
+    def _counted(self, decision: Decision) -> Decision:
         self.decisions[decision.reason or "policy"] += 1
         return decision

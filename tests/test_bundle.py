@@ -291,8 +291,11 @@ def test_unknown_operators_are_refused(refusal):
 # Writing
 
 
+MARKER = "*.json"
+
+
 def fail_to_write(target, *, overwrite):
-    with atomic_folder(target, overwrite=overwrite) as folder:
+    with atomic_folder(target, MARKER, overwrite=overwrite) as folder:
         (folder / "first").write_text("done")
         raise RuntimeError("halfway")
 
@@ -315,20 +318,20 @@ def test_what_is_there_is_not_written_over(tmp_path):
 def test_a_failing_overwrite_keeps_what_was_there(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("precious")
+    (target / "old.json").write_text("precious")
     with pytest.raises(RuntimeError, match="halfway"):
         fail_to_write(target, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (target / "old").read_text() == "precious"
+    assert (target / "old.json").read_text() == "precious"
 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("precious")
-    with atomic_folder(target, overwrite=True) as folder:
+    (target / "old.json").write_text("precious")
+    with atomic_folder(target, MARKER, overwrite=True) as folder:
         (folder / "new").write_text("whole")
-        assert (target / "old").exists()  # until the new one is complete
+        assert (target / "old.json").exists()  # until the new one is complete
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert [p.name for p in target.iterdir()] == ["new"]
 
@@ -344,7 +347,17 @@ def test_a_failing_file_write_keeps_the_old_file(tmp_path, refusal):
 
 
 def test_existing_output_is_refused(tmp_path, refusal):
-    assert "--overwrite" in refusal(refuse_existing, tmp_path, overwrite=False)
-    refuse_existing(tmp_path, overwrite=True)
-    refuse_existing(tmp_path / "new" / "deep", overwrite=False)
+    assert "--overwrite" in refusal(refuse_existing, tmp_path, MARKER, overwrite=False)
+    refuse_existing(tmp_path, MARKER, overwrite=True)
+    refuse_existing(tmp_path / "new" / "deep", MARKER, overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_others_is_never_replaced(tmp_path, refusal):
+    target = tmp_path / "home"
+    target.mkdir()
+    (target / "diary.txt").write_text("precious")
+    assert MARKER in refusal(refuse_existing, target, MARKER, overwrite=True)
+    with pytest.raises(UserError, match="not replaced"):
+        fail_to_write(target, overwrite=True)
+    assert (target / "diary.txt").read_text() == "precious"

@@ -41,7 +41,10 @@ def test_every_robot_gets_its_own_bundle_and_parameters(deployment, tmp_path):
         assert robot.parameter_file == tmp_path / "robots" / f"{robot.namespace}.yaml"
         arguments = robot.command()
         assert f"__ns:=/{robot.namespace}" in arguments
-        assert f"bundle:={tmp_path / 'bundles' / robot.namespace}" in arguments
+        bundle = tmp_path / "bundles" / robot.namespace
+        assert (
+            f'bundle:="{bundle}"' in arguments
+        )  # quoted: a path may hold what YAML gives meaning
         assert arguments[arguments.index("--params-file") + 1] == str(robot.parameter_file)
 
 

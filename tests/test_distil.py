@@ -107,10 +107,14 @@ def test_existing_bundles_are_kept_unless_told_otherwise(distil_command, team_fi
     folder = tmp_path / "work" / "bundles"
     folder.mkdir()
     (folder / "note").write_text("mine")
-    refused = distil_command("--output", "bundles")
-    assert refused.code == 2
-    assert "--overwrite" in refused.err
-    assert refused.left == ["bundles", "bundles/note"]
+    for option, hint in ([], "--overwrite"), (["--overwrite"], "not replaced"):
+        refused = distil_command("--output", "bundles", *option)
+        assert refused.code == 2
+        assert hint in refused.err
+        assert refused.left == ["bundles", "bundles/note"]
+    (folder / "note").unlink()
+    (folder / "robot_9").mkdir()
+    (folder / "robot_9" / "manifest.json").write_text("{}")  # an earlier team's
     assert distil_command("--output", "bundles", "--overwrite").code == 0
     assert sorted(p.name for p in folder.iterdir()) == ROBOTS
     load_bundles(load_team(str(team_file)), folder)

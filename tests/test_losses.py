@@ -273,8 +273,17 @@ def test_sign_of_each_term(name, sign):
     loss.backward()
     assert loss.item() == sign * 0.5 * getattr(terms, name).item()
     # A weight of zero switches the others off.
-    gradients = {key: float(term.grad) for key, term in terms._asdict().items()}
-    assert gradients == OFF | {name: sign * 0.5}
+    gradients = {key: term.grad for key, term in terms._asdict().items() if term.grad is not None}
+    assert gradients == {name: sign * 0.5}
+
+
+def test_a_term_that_is_switched_off_may_overflow():
+    terms = Terms(*map(torch.tensor, VALUES))._replace(role=torch.tensor(math.inf))
+    assert float(total(terms, Weights(**OFF | {"kl": 1.0}))) == terms.kl.item()
+
+
+def test_all_weights_of_zero_are_refused(refusal):
+    assert "all weights are 0" in refusal(lambda: Weights(**OFF))
 
 
 def test_total_adds_up():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdmarl_core.metrics import normalised_retention, standard_error
+from kdmarl_core.metrics import Interval, normalised_retention, percent, standard_error
 from kdmarl_core.seeding import derive_seed
 
 
@@ -95,3 +95,10 @@ def test_derived_seeds():
     assert len(seeds) == 900
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+
+
+def test_nothing_can_be_kept_of_a_teacher_that_is_as_good_as_random():
+    same = np.zeros(5)
+    assert normalised_retention(np.ones(5), same, same) is None
+    assert percent(None) == "undefined"
+    assert percent(Interval(0.5, 0.251, 0.75)) == "50.0% [25.1, 75.0]"

@@ -231,3 +231,11 @@ def test_hints_name_the_nearest(name, hint):
 
 def test_hints_without_anything_valid():
     assert did_you_mean("x", []) == "there are none"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path, refusal):
+    path = tmp_path / "twice.yaml"
+    path.write_text("width: 16\nnested:\n  width: 1\nwidth: 32\n")
+    message = refusal(read_yaml, path)
+    assert "'width' stands twice" in message
+    assert "line 4" in message

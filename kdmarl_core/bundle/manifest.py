@@ -53,9 +53,9 @@ class Measured:
     student_return: float
     teacher_return: float
     random_return: float
-    retention: float
-    retention_low: float
-    retention_high: float
+    retention: float | None  # None where the teacher is as good as random actions
+    retention_low: float | None  # of the 95 % interval
+    retention_high: float | None
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,14 @@ def run_distil(
     """The whole of stage 2 with progress bars; the arguments are the command's options."""
     import torch
 
-    from kdmarl_core.distil.run import DistilledTeam, distil, export, measure, write_team
+    from kdmarl_core.distil.run import (
+        BUNDLES,
+        DistilledTeam,
+        distil,
+        export,
+        measure,
+        write_team,
+    )
     from kdmarl_core.files import bundles_folder, refuse_existing
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
@@ -83,7 +90,7 @@ def run_distil(
     how = load_recipe(recipe)
     frozen, card = load_teacher(find_teacher(team.teacher), team.task.spec)
     folder = Path(output) if output else bundles_folder(team.name)
-    refuse_existing(folder, overwrite=overwrite)
+    refuse_existing(folder, BUNDLES, overwrite=overwrite)
     torch.set_num_threads(threads)
     with progress_bar() as bar:
         lines: dict[str, Any] = {}
@@ -133,6 +140,8 @@ def _figures(done: DistilledTeam) -> dict[str, Any]:
 
 
 def _print(done: DistilledTeam) -> None:
+    from kdmarl_core.metrics import percent
+
     rows = [
         [
             item.robot.name,
@@ -149,7 +158,6 @@ def _print(done: DistilledTeam) -> None:
     measured = done.played.measured
     print(
         f"return {measured.student_return:.2f} (teacher {measured.teacher_return:.2f}, random "
-        f"{measured.random_return:.2f}): retention {measured.retention:.1%} "
-        f"[{measured.retention_low:.1%}, {measured.retention_high:.1%}], "
+        f"{measured.random_return:.2f}): retention {percent(done.played.retention)}, "
         f"{measured.episodes} greedy episodes"
     )

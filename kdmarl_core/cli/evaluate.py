@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Play the same episodes with each player; print returns and retention."""
     from kdmarl_core.evaluate import evaluation, play, returns
-    from kdmarl_core.metrics import normalised_retention
+    from kdmarl_core.metrics import normalised_retention, percent
     from kdmarl_core.team import load_team
 
     team = load_team(arguments.team)
@@ -85,7 +85,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     title = f"{team.task.spec.name}, {arguments.episodes} episodes, seed {arguments.seed}"
     print_table(title, ["player", "return", "standard error"], rows)
     if retention:
-        print(f"retention {retention.value:.1%} [{retention.low:.1%}, {retention.high:.1%}]")
+        print(f"retention {percent(retention)}")
 
 
 def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:

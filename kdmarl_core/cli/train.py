@@ -51,14 +51,17 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     from kdmarl_core.tasks import make_task
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import save_teacher
-    from kdmarl_core.teacher.train import train
+    from kdmarl_core.teacher.train import CHECKPOINT, train
 
     task = make_task(arguments.task)
     recipe = _load_recipe(arguments, task)
     slug = task.spec.name.replace("/", "_")
     folder = Path(arguments.output or f"runs/train/{slug}-{arguments.seed}")
     torch.set_num_threads(arguments.threads)
-    refuse_existing(folder, overwrite=arguments.overwrite or arguments.resume)
+    refuse_existing(folder, CHECKPOINT, overwrite=arguments.overwrite or arguments.resume)
+    if not arguments.resume:
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
     with progress_bar() as bar, _event_files(folder) as events:
         line = bar.add_task(f"train {task.spec.name}", total=recipe.iterations, figures="")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, normalize, softmax
 
+from kdmarl_core.errors import UserError
 from kdmarl_core.schema import check_at_least
 from kdmarl_core.teacher.returns import ppo_clip
 
@@ -35,7 +36,10 @@ class Weights:
     entropy: float  # zeta
 
     def __post_init__(self) -> None:
-        check_at_least(0, self, *(field.name for field in fields(self)))
+        names = [field.name for field in fields(self)]
+        check_at_least(0, self, *names)
+        if not any(getattr(self, name) for name in names):
+            raise UserError("all weights are 0, so nothing would be learned; raise one of them")
 
     @property
     def coordinate(self) -> bool:
@@ -114,16 +118,17 @@ def entropy(student: Tensor) -> Tensor:
 
 
 def total(terms: Terms, weights: Weights) -> Tensor:
-    """The objective to be minimised (Algorithm 1, line 14)."""
-    return (
-        -weights.ppo * terms.ppo
-        + weights.kl * terms.kl
-        + weights.cross_entropy * terms.cross_entropy
-        + weights.soft_cross_entropy * terms.soft_cross_entropy
-        + weights.structure * terms.structure
-        + weights.role * terms.role
-        - weights.entropy * terms.entropy
-    )
+    """The objective to be minimised (Algorithm 1, line 14); a weight of zero leaves a term out."""
+    parts = [
+        (-weights.ppo, terms.ppo),
+        (weights.kl, terms.kl),
+        (weights.cross_entropy, terms.cross_entropy),
+        (weights.soft_cross_entropy, terms.soft_cross_entropy),
+        (weights.structure, terms.structure),
+        (weights.role, terms.role),
+        (-weights.entropy, terms.entropy),
+    ]
+    return torch.stack([weight * term for weight, term in parts if weight]).sum()
 
 
 def _cosines(embedding: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from kdmarl_core import __version__
 from kdmarl_core.bundle import (
+    MANIFEST,
     MODEL,
     SCHEMA_VERSION,
     BlockEntry,
@@ -33,7 +34,7 @@ from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.evaluate import BundlePlayer, RandomPlayer, TeamPlayer, play, returns
 from kdmarl_core.export import check_agreement, feed_forward_model
 from kdmarl_core.files import atomic_folder
-from kdmarl_core.metrics import Returns, normalised_retention
+from kdmarl_core.metrics import Interval, Returns, normalised_retention
 from kdmarl_core.resources.count import count
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.teacher.player import TeacherPlayer
@@ -41,6 +42,7 @@ from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 from kdmarl_core.team import Robot, Team
 
+BUNDLES = f"*/{MANIFEST}"  # what a folder of bundles is known by
 ROLE_SAMPLES = 6000  # teacher embeddings from which roles are fitted
 
 # phase, updates or iterations done, of how many, terms, return of sampled episodes (NaN when
@@ -120,6 +122,7 @@ class Played(NamedTuple):
     """Returns of the same seeded reference episodes, and what follows from them."""
 
     measured: Measured
+    retention: Interval | None
     returns: dict[str, Returns]  # by player: student, teacher, random
 
 
@@ -151,11 +154,11 @@ def measure(
         student_return=float(played["student"].mean()),
         teacher_return=float(played["teacher"].mean()),
         random_return=float(played["random"].mean()),
-        retention=retention.value,
-        retention_low=retention.low,
-        retention_high=retention.high,
+        retention=retention and retention.value,
+        retention_low=retention and retention.low,
+        retention_high=retention and retention.high,
     )
-    return Played(measured, played)
+    return Played(measured, retention, played)
 
 
 class DistilledTeam(NamedTuple):
@@ -172,7 +175,7 @@ def write_team(
     exported: Sequence[Exported], measured: Measured | None, folder: Path, *, overwrite: bool
 ) -> None:
     """Write one bundle per robot; the folder appears complete or not at all."""
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    with atomic_folder(folder, BUNDLES, overwrite=overwrite) as temporary:
         for item in exported:
             place = temporary / item.robot.name
             place.mkdir()

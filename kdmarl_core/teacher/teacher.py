@@ -110,7 +110,7 @@ def save_teacher(teacher: Teacher, card: TeacherCard, folder: Path, *, overwrite
     """Write weights (safetensors) and card (JSON) so that both appear at once."""
     content = save({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()})
     card = dataclasses.replace(card, weights_sha256=hashlib.sha256(content).hexdigest())
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    with atomic_folder(folder, CARD, overwrite=overwrite) as temporary:
         (temporary / WEIGHTS).write_bytes(content)
         (temporary / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
 

@@ -35,7 +35,8 @@ def train(
     Args:
         task: what to learn.
         recipe: how to learn it.
-        seed: the same seed gives the same teacher, interrupted or not (on one number of threads).
+        seed: the same seed gives the same teacher on one number of threads; interrupted or not, if
+            rollouts are whole episodes (see `Collector`).
         folder: receives the checkpoint.
         resume: go on from the folder's checkpoint.
         report: called after each iteration with its number and figures.
@@ -61,6 +62,7 @@ def train(
         record = Progress(identity, seed, done, spent)
         save_checkpoint(path, teacher, learner.optimizer, record)
 
+    keep()
     with deferred_interrupt() as interrupted:
         while done < recipe.iterations and not interrupted.is_set():
             rollout = collector.collect(learner.policy, done)

@@ -51,6 +51,7 @@ def demo_command(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         folder=folder / "swarm",
         resume=False,
+        overwrite=True,
     )
     _print(done, flown, figures)
     for path in _draw(done, flown, folder):
@@ -61,7 +62,7 @@ def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, A
     import numpy as np
 
     from kdmarl_core.export import feed_forward_model
-    from kdmarl_core.metrics import normalised_retention
+    from kdmarl_core.metrics import normalised_retention, percent
     from kdmarl_core.resources.count import count
 
     returns = done.played.returns
@@ -76,11 +77,11 @@ def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, A
         _range([len(item.model) for item in done.exported]),
     ]
     kept = done.played.measured
-    retention = _percent(kept.retention, kept.retention_low, kept.retention_high)
+    retention = percent(done.played.retention)
     # The same seeds were played offline, so that the comparison is paired.
     first = {name: values[: len(over_ros)] for name, values in returns.items()}
     flown_kept = normalised_retention(over_ros, first["teacher"], first["random"])
-    flown_retention = _percent(*flown_kept)
+    flown_retention = percent(flown_kept)
     latency = f"{figures['latency_p50_ms']:.2f}/{figures['latency_p99_ms']:.2f}"
     rows = [
         ["teacher", _mean(returns["teacher"]), "100%", *teacher_cost, DASH],
@@ -114,10 +115,6 @@ def _mean(values: np.ndarray[Any, Any]) -> str:
     from kdmarl_core.metrics import standard_error
 
     return f"{values.mean():.2f} ± {standard_error(values):.2f}"
-
-
-def _percent(value: float, low: float, high: float) -> str:
-    return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _range(values: list[int]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
     add_json,
+    add_output,
     add_seed,
     positive,
     print_json,
@@ -28,9 +29,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--bundles", default="", metavar="DIR", help="default runs/bundles/<team>")
     parser.add_argument("--robots", default="", metavar="DIR", help="folder of parameter files")
     parser.add_argument("--episodes", type=positive, default=100, help="to play (default 100)")
-    parser.add_argument(
-        "--output", metavar="DIR", help="results and logs (default runs/swarm/<team>)"
-    )
+    add_output(parser, "runs/swarm/<team>")
     parser.add_argument("--resume", action="store_true", help="go on behind the last episode")
     add_seed(parser)
     add_json(parser)
@@ -48,6 +47,7 @@ def swarm_command(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         folder=folder,
         resume=arguments.resume,
+        overwrite=arguments.overwrite,
     )
     if arguments.json:
         print_json(figures)
@@ -64,6 +64,7 @@ def fly_team(
     seed: int,
     folder: Path,
     resume: bool,
+    overwrite: bool,
 ) -> tuple[list[EpisodeResult], dict[str, Any]]:
     """Fly a team with a live line; returns its finished episodes and their figures.
 
@@ -71,6 +72,7 @@ def fly_team(
         UserError: something cannot be used, a process ended early, or nothing was flown.
     """
     from kdmarl_core.errors import UserError
+    from kdmarl_core.files import refuse_existing
     from kdmarl_core.interrupt import deferred_interrupt
     from kdmarl_ros.deployment import plan_swarm
     from kdmarl_ros.results import summary
@@ -80,8 +82,11 @@ def fly_team(
     deployment = plan_swarm(
         team, bundles=bundles, robots=robots, episodes=episodes, seed=seed, results=results
     )
+    refuse_existing(folder, results.name, overwrite=overwrite or resume)
     if not resume:
         results.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    results.touch()
     with progress_bar() as bar, deferred_interrupt() as stop:
         line = bar.add_task(
             f"fly {deployment.team.name}", total=episodes, figures="robots are starting"

@@ -76,7 +76,12 @@ def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_
     assert "return" in stdout
     assert processes_in(bundles) == []
     before = flown_episodes(tmp_path)
-    ended = kdmarl(*command, "--episodes", str(len(before) + 1), "--resume", "--json")
+    more = ["--episodes", str(len(before) + 1), "--json"]
+    assert "--overwrite" in kdmarl(*command, *more).stderr
+    other = kdmarl(*command, *more, "--resume", "--seed", "9")
+    assert other.returncode == 2
+    assert "was not played with seed 9" in other.stderr
+    ended = kdmarl(*command, *more, "--resume")
     assert ended.returncode == 0, ended.stderr
     after = flown_episodes(tmp_path)
     assert after[:-1] == before
