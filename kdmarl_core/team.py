@@ -30,6 +30,7 @@ class RobotEntry:
 
     agent: str
     sensors: tuple[str, ...]
+    safe_action: str
     student: StudentSpec
 
 
@@ -39,7 +40,6 @@ class TeamFile:
 
     task: str
     teacher: str
-    safe_action: str
     robots: dict[str, RobotEntry]
 
 
@@ -50,6 +50,7 @@ class Robot:
     name: str
     agent: AgentSpec
     blocks: tuple[Block, ...]
+    safe_action: str  # one of the agent's actions
     student: StudentSpec
 
 
@@ -61,7 +62,6 @@ class Team:
     path: Path
     task: Task
     teacher: str
-    safe_action: str
     robots: tuple[Robot, ...]
 
 
@@ -102,11 +102,8 @@ def load_team(name_or_path: str) -> Team:
             f"{path}: robots: agents {sorted(r.agent.name for r in robots)} must be each of "
             f"{order} once; correct the robots' 'agent' keys"
         )
-    for agent in task.spec.agents:
-        if entry.safe_action not in agent.actions:
-            raise unknown("action", entry.safe_action, agent.actions, f"{path}: safe_action")
     robots.sort(key=lambda robot: order.index(robot.agent.name))
-    return Team(path.stem, path, task, entry.teacher, entry.safe_action, tuple(robots))
+    return Team(path.stem, path, task, entry.teacher, tuple(robots))
 
 
 def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
@@ -115,7 +112,9 @@ def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
         raise UserError(f"{where}: not a valid namespace; use small letters, digits and '_'")
     agent = task.spec.agent(entry.agent, f"{where}: agent")
     blocks = select_blocks(agent.blocks, entry.sensors, f"{where}: sensors")
-    return Robot(name, agent, blocks, entry.student)
+    if entry.safe_action not in agent.actions:
+        raise unknown("action", entry.safe_action, agent.actions, f"{where}: safe_action")
+    return Robot(name, agent, blocks, entry.safe_action, entry.student)
 
 
 def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:

@@ -13,7 +13,7 @@ import time
 from array import array
 from pathlib import Path
 
-from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -36,18 +36,19 @@ from kdmarl_ros.spin import main as spin_main
 REPEAT_AFTER_S = 0.1
 IDLE_WAKE_S = 0.1
 
-# Nothing is offered that a subscriber could refuse, and every event handler costs time in each
-# wait.
+# Every event handler costs time in each wait. Nothing that a robot offers is refused here, and a
+# subscriber that asks for more than is offered is warned by its own side.
 _NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
+_NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 
 
 class _RobotLink:
     """One robot's topics as the simulator sees them."""
 
-    def __init__(self, node: Node, robot: Robot, safe_index: int) -> None:
+    def __init__(self, node: Node, robot: Robot) -> None:
         self.robot = robot
         self._node = node
-        self.safe_index = safe_index
+        self._safe_index = robot.agent.actions.index(robot.safe_action)
         self.answer: AgentAction | None = None
         self.answered_s = 0.0
         self._awaited = (-1, -1)
@@ -61,7 +62,7 @@ class _RobotLink:
             self._blocks.append((publisher, FeatureBlock(), columns[block.name]))
         name = topics.of_robot(robot.name, topics.ACTION)
         self._subscription = node.create_subscription(
-            AgentAction, name, self._on_action, qos.ACTION
+            AgentAction, name, self._on_action, qos.ACTION, event_callbacks=_NO_SUBSCRIPTION_EVENTS
         )
 
     def present(self) -> bool:
@@ -86,7 +87,7 @@ class _RobotLink:
 
     def action(self) -> int:
         """The action to apply: the answer, or the safe action where there is none."""
-        return self.safe_index if self.answer is None else self.answer.action
+        return self._safe_index if self.answer is None else self.answer.action
 
     def _on_action(self, message: AgentAction) -> None:
         stamp = (message.episode, message.step)
@@ -104,13 +105,16 @@ class BridgeNode(Node):
         self._given = declare(self, BridgeParameters)
         self._team = load_team(self._given.team)
         self._env = self._team.task.make_reference()
-        self._links = [
-            _RobotLink(self, robot, robot.agent.actions.index(self._team.safe_action))
-            for robot in self._team.robots
-        ]
-        self._step_result = self.create_publisher(StepResult, topics.STEP, qos.STEP_RESULT)
-        self._clock_topic = self.create_publisher(Clock, topics.CLOCK, qos.CLOCK)
-        self._markers = self.create_publisher(MarkerArray, topics.MARKERS, qos.MARKERS)
+        self._links = [_RobotLink(self, robot) for robot in self._team.robots]
+        self._step_result = self.create_publisher(
+            StepResult, topics.STEP, qos.STEP_RESULT, event_callbacks=_NO_EVENTS
+        )
+        self._clock_topic = self.create_publisher(
+            Clock, topics.CLOCK, qos.CLOCK, event_callbacks=_NO_EVENTS
+        )
+        self._markers = self.create_publisher(
+            MarkerArray, topics.MARKERS, qos.MARKERS, event_callbacks=_NO_EVENTS
+        )
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self._period_ns = round(1e9 / self._team.task.spec.rate_hz)

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
@@ -37,6 +37,10 @@ DIAGNOSTICS_PERIOD_S = 1.0
 LATENCIES_KEPT = 1000
 IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
 ACKNOWLEDGED_WITHIN_S = 0.2
+
+# A subscriber that asks for more than is offered is warned by its own side, and every event
+# handler costs time in each wait. The sensor subscriptions keep theirs.
+_NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
 
 
 class PolicyNode(LifecycleNode):
@@ -126,10 +130,12 @@ class PolicyNode(LifecycleNode):
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
         self._runtime = PolicyRuntime(policy)
         self._safe_index = manifest.safe_index
-        self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
+        self._action = self.create_lifecycle_publisher(
+            AgentAction, topics.ACTION, qos.ACTION, event_callbacks=_NO_EVENTS
+        )
         self._message = AgentAction()
         self._diagnostics = self.create_publisher(
-            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS
+            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=_NO_EVENTS
         )
         self._entities += [
             functools.partial(self.destroy_lifecycle_publisher, self._action),
@@ -222,12 +228,13 @@ class PolicyNode(LifecycleNode):
             return
         ages = runtime.ages_s(time.monotonic())
         level, summary = self._health(ages)
-        compute_ms = np.percentile([*self._latencies_s, 0.0], [50, 99]) * 1e3
+        ordered_ms = [1e3 * seconds for seconds in sorted(self._latencies_s)] or [0.0]
+        last = len(ordered_ms) - 1
         values = {
             "bundle": self._given.bundle,
             "mode": self._given.mode,
-            "compute_p50_ms": f"{compute_ms[0]:.3f}",
-            "compute_p99_ms": f"{compute_ms[1]:.3f}",
+            "compute_p50_ms": f"{ordered_ms[round(0.50 * last)]:.3f}",
+            "compute_p99_ms": f"{ordered_ms[round(0.99 * last)]:.3f}",
             **{f"age_s/{name}": f"{age:.3f}" for name, age in ages.items()},
             **{f"dropped/{reason}": str(count) for reason, count in runtime.drops.items()},
             **{f"decided/{reason}": str(count) for reason, count in runtime.decisions.items()},

@@ -87,11 +87,11 @@ DISTILLATION_RECIPE = {
 TEAM_FILE = {
     "task": TASK,
     "teacher": "mpe_simple_spread",
-    "safe_action": "stay",
     "robots": {
         f"robot_{i}": {
             "agent": f"agent_{i}",
             "sensors": ["velocity", "position", "landmarks", "others"],
+            "safe_action": "stay",
             "student": {"network": "mlp", "width": 8},
         }
         for i in range(3)
@@ -158,6 +158,7 @@ def mixed_team() -> Team:
             f"robot_{agent.name}",
             agent,
             select_blocks(agent.blocks, sensors, agent.name),
+            agent.actions[0],
             StudentSpec("mlp", width),
         )
         for agent, (sensors, width) in zip(MIXED_TASK.agents, sensors_and_widths, strict=True)
@@ -167,7 +168,6 @@ def mixed_team() -> Team:
         path=Path("mixed.yaml"),
         task=SimpleNamespace(spec=MIXED_TASK),
         teacher="nobody",
-        safe_action="stay",
         robots=tuple(robots),
     )
 

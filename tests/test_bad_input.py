@@ -190,8 +190,11 @@ def test_wrong_usage(arguments, kdmarl, capfd):
         ((changed, "task", "mpe/simple_tag"), ["task", "'mpe/simple_tag'", "mpe/simple_spread"]),
         ((changed, "task", None), ["missing key 'task'"]),
         ((changed, "robots", None), ["missing key 'robots'"]),
-        ((renamed, "safe_action", "safe_acton"), ["'safe_acton'", "did you mean safe_action"]),
-        ((changed, "safe_action", "hover"), ["safe_action", "'hover'", "stay"]),
+        (
+            (renamed, "robots.robot_0.safe_action", "safe_acton"),
+            ["'safe_acton'", "did you mean safe_action"],
+        ),
+        ((changed, "robots.robot_0.safe_action", "hover"), ["safe_action", "'hover'", "stay"]),
         ((changed, "task", 7), ["task", "7"]),
         ((changed, "robots", []), ["robots", "a mapping"]),
         ((changed, "robots", {}), ["robots", "agent_0"]),

@@ -194,7 +194,7 @@ def _draft(team: Team, robot: Robot, model: bytes, card: TeacherCard) -> Manifes
         rate_hz=team.task.spec.rate_hz,
         blocks=tuple(BlockEntry(b.name, b.size, b.unit) for b in robot.blocks),
         actions=robot.agent.actions,
-        safe_action=team.safe_action,
+        safe_action=robot.safe_action,
         student=StudentEntry(
             robot.student.network, robot.student.width, cost.parameters, cost.flops
         ),

@@ -47,15 +47,9 @@ def simple_spread(num_agents: int = 3) -> MpeTask:
         Block("messages", 2 * (num_agents - 1), "1", "the scenario's silent channel: always zero"),
     )
     agents = tuple(AgentSpec(f"agent_{i}", blocks, MOVES) for i in range(num_agents))
+    name = "simple_spread" if num_agents == 3 else f"simple_spread_{num_agents}"
     return MpeTask(
-        spec=TaskSpec(
-            name="mpe/simple_spread" if num_agents == 3 else f"mpe/simple_spread_{num_agents}",
-            agents=agents,
-            episode_steps=EPISODE_STEPS,
-            state_size=_state_size(agents),
-            ends_early=False,
-            rate_hz=RATE_HZ,
-        ),
+        spec=_spec(name, agents),
         mpe2_module="simple_spread_v3",
         mpe2_options={"N": num_agents},
         jaxmarl_class="SimpleSpreadMPE",
@@ -63,14 +57,49 @@ def simple_spread(num_agents: int = 3) -> MpeTask:
     )
 
 
+def simple_speaker_listener() -> MpeTask:
+    """A speaker that cannot move names the landmark that the listener is to reach."""
+    speaker = AgentSpec(
+        "speaker_0",
+        (Block("goal", 3, "1", "colour of the landmark to be reached"),),
+        ("say_0", "say_1", "say_2"),
+    )
+    listener = AgentSpec(
+        "listener_0",
+        (
+            Block("velocity", 2, "m/s", "own velocity x, y"),
+            Block("landmarks", 6, "m", "landmarks relative to the robot, x, y each"),
+            Block("messages", 3, "1", "what the speaker said last, one-hot"),
+        ),
+        MOVES,
+    )
+    return MpeTask(
+        spec=_spec("simple_speaker_listener", (speaker, listener)),
+        mpe2_module="simple_speaker_listener_v4",
+        mpe2_options={},
+        jaxmarl_class="SimpleSpeakerListenerMPE",
+        jaxmarl_options={},
+    )
+
+
 def tasks() -> Mapping[str, Callable[[], Task]]:
     """The scenarios of this family by their short name."""
-    return {"simple_spread": simple_spread}
+    return {
+        "simple_spread": simple_spread,
+        "simple_speaker_listener": simple_speaker_listener,
+    }
 
 
-def _state_size(agents: Sequence[AgentSpec]) -> int:
-    """All observations, and the share of the episode that has passed."""
-    return sum(agent.observation_size for agent in agents) + 1
+def _spec(name: str, agents: tuple[AgentSpec, ...]) -> TaskSpec:
+    return TaskSpec(
+        name=f"mpe/{name}",
+        agents=agents,
+        episode_steps=EPISODE_STEPS,
+        ends_early=False,
+        # The joint state: all observations, and the share of the episode that has passed.
+        state_size=sum(agent.observation_size for agent in agents) + 1,
+        rate_hz=RATE_HZ,
+    )
 
 
 @dataclass(frozen=True)
