@@ -19,7 +19,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
@@ -30,7 +29,7 @@ from kdmarl_ros.msg import AgentAction, FeatureBlock
 from kdmarl_ros.parameters import PolicyParameters, declare
 from kdmarl_ros.policy_runtime import Decision, PolicyRuntime
 from kdmarl_ros.safety import Watchdog, default_timeout_s
-from kdmarl_ros.spin import Stop
+from kdmarl_ros.spin import MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -38,15 +37,12 @@ LATENCIES_KEPT = 1000
 IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
 ACKNOWLEDGED_WITHIN_S = 0.2
 
-# A subscriber that asks for more than is offered is warned by its own side, and every event
-# handler costs time in each wait. The sensor subscriptions keep theirs.
-_NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
-
 
 class PolicyNode(LifecycleNode):
     """`policy_node`: see the module's docstring; parameters in `PolicyParameters`."""
 
     def __init__(self) -> None:
+        self._callback_group = MessagesFirst()  # before rclpy makes the node's services
         super().__init__(topics.POLICY_NODE)
         self._given = declare(self, PolicyParameters)
         self._runtime: PolicyRuntime | None = None
@@ -54,6 +50,11 @@ class PolicyNode(LifecycleNode):
         self._active = False
         self._refusal: UserError | None = None
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+
+    @property
+    def default_callback_group(self) -> MessagesFirst:
+        """The group of all entities, rclpy's own services among them."""
+        return self._callback_group
 
     def run(self, stop: Stop) -> None:
         """Spin until asked to stop; configure and activate first if autostart is set."""
@@ -63,6 +64,7 @@ class PolicyNode(LifecycleNode):
             self._autostart()
         while not stop.requested:
             executor.spin_once(timeout_sec=IDLE_WAKE_S)
+            self._callback_group.callback_done()
         executor.remove_node(self)
 
     def close(self) -> None:
@@ -130,12 +132,10 @@ class PolicyNode(LifecycleNode):
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
         self._runtime = PolicyRuntime(policy)
         self._safe_index = manifest.safe_index
-        self._action = self.create_lifecycle_publisher(
-            AgentAction, topics.ACTION, qos.ACTION, event_callbacks=_NO_EVENTS
-        )
+        self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
         self._diagnostics = self.create_publisher(
-            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=_NO_EVENTS
+            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS
         )
         self._entities += [
             functools.partial(self.destroy_lifecycle_publisher, self._action),

@@ -86,10 +86,10 @@ def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, A
     rows = [
         ["teacher", _mean(returns["teacher"]), "100%", *teacher_cost, DASH],
         ["students", _mean(returns["student"]), retention, *student_cost, DASH],
-        ["ROS 2 swarm", _mean(over_ros), flown_retention, *student_cost, latency],
+        ["over ROS", _mean(over_ros), flown_retention, *student_cost, latency],
         ["random", _mean(returns["random"]), "0%", DASH, DASH, DASH, DASH],
     ]
-    header = ["player", "return", "retained [95 %]", "weights", "FLOPs", "bytes", "p50/p99 ms"]
+    header = ["player", "return", "kept [95 %]", "weights", "FLOPs", "bytes", "p50/99 ms"]
     print_table(f"{done.team.task.spec.name}; costs per robot and decision", header, rows)
     print(
         f"returns of {kept.episodes} greedy episodes offline and {len(flown)} over ROS 2, with "
