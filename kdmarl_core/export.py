@@ -60,8 +60,8 @@ def check_agreement(robot: str, onnx_logits: np.ndarray, torch_logits: np.ndarra
     """Largest difference between ONNX Runtime and torch on the same observations.
 
     Raises:
-        UserError: it is not below `LARGEST_DIFFERENCE`, times the largest logit where that is above
-            1: float32 rounds in proportion.
+        UserError: it is not below `LARGEST_DIFFERENCE`, times the largest logit where that is
+            above 1: float32 rounds in proportion.
     """
     difference = float(np.abs(onnx_logits - torch_logits).max())
     limit = LARGEST_DIFFERENCE * max(1.0, float(np.abs(torch_logits).max()))
