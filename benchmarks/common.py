@@ -44,7 +44,7 @@ def running(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen
     children: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
-            children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            children.append(_start(command, subprocess.DEVNULL))
         yield children
     finally:
         for child in children:
@@ -59,8 +59,21 @@ def running(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen
 
 def figures_of(command: Sequence[str], timeout_s: float) -> Any:
     """Run a bare node to its end; returns the figures that it prints as JSON."""
-    result = subprocess.run(command, stdout=subprocess.PIPE, timeout=timeout_s, check=True)
-    return json.loads(result.stdout)
+    with _start(command, subprocess.PIPE) as child:
+        try:
+            printed, _ = child.communicate(timeout=timeout_s)
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode != 0:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return json.loads(printed)
+
+
+def _start(command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
+    # In a session of its own, as the processes of a swarm are: Linux shares the processor among
+    # sessions before it shares it among processes.
+    return subprocess.Popen(command, stdout=output, start_new_session=True)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ STEPS = 1000
 RSS_GOAL_MB = 100.0
 START_GOAL_S = 1.5
 START_TIMEOUT_S = 30.0
+POLL_S = 0.005
 ANSWER_TIMEOUT_S = 0.2
 TRAINING = ("torch", "jax", "jaxlib", "jaxmarl")
 
@@ -109,7 +110,8 @@ def _await_active(
     client: Client[GetState.Request, GetState.Response] = probe.create_client(GetState, name)
     give_up_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up_s and child.poll() is None:
-        if not client.wait_for_service(timeout_sec=0.02):
+        if not client.service_is_ready():
+            time.sleep(POLL_S)
             continue
         future = client.call_async(GetState.Request())
         executor.spin_until_future_complete(future, timeout_sec=ANSWER_TIMEOUT_S)

@@ -53,7 +53,7 @@ class MessagesFirst(CallbackGroup):
     def __init__(self) -> None:
         super().__init__()
         self._next_turn_s = 0.0
-        self._left = 0
+        self._left = TURN_CALLBACKS
 
     def callback_done(self) -> None:
         """A callback has run, or the wait has timed out."""
