@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdmarl_core.cli.common import print_json, print_table
+from kdmarl_core.errors import UserError
 from kdmarl_core.team import Robot
 
 ECHO = Path(__file__).with_name("echo.py")
@@ -58,15 +59,20 @@ def running(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen
 
 
 def figures_of(command: Sequence[str], timeout_s: float) -> Any:
-    """Run a bare node to its end; returns the figures that it prints as JSON."""
+    """Run a bare node to its end; returns the figures that it prints as JSON.
+
+    Raises:
+        UserError: it failed or did not come to its end in time.
+    """
     with _start(command, subprocess.PIPE) as child:
         try:
             printed, _ = child.communicate(timeout=timeout_s)
-        except BaseException:
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{command[2]}: no figures after {timeout_s:g} s") from None
+        finally:
             child.kill()
-            raise
     if child.returncode != 0:
-        raise subprocess.CalledProcessError(child.returncode, command)
+        raise UserError(f"{command[2]}: ended with code {child.returncode}; see above")
     return json.loads(printed)
 
 
