@@ -2,6 +2,6 @@
 
 import sys
 
-# Where message generation is installed, every message package imports it, parser and all: 3 MB that
-# no robot needs. It is optional by its own design, so take it out before anything asks for it.
+# Where message generation is installed, every message package imports it, parser and all: 3 MB
+# that no robot needs. It is optional by its own design: take it out before anything asks for it.
 sys.modules.setdefault("rosidl_generator_py.generate_py_impl", None)  # type: ignore[arg-type]
