@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+EXIT_USER_ERROR = 2
+
 
 class UserError(Exception):
     """Bad input: one line that names the file, the key, the value and the remedy.

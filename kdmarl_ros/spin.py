@@ -10,18 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import rclpy
 from rclpy.callback_groups import CallbackGroup
-from rclpy.node import Node
 from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.waitable import Waitable
 
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import EXIT_USER_ERROR, UserError
 
-EXIT_USER_ERROR = 2
 TURN_EVERY_S = 0.1
 TURN_CALLBACKS = 20
 
@@ -86,11 +84,11 @@ class Runnable(Protocol):
     def close(self) -> None:
         """Leave the robot safe; the context is still alive."""
 
+    def destroy_node(self) -> None:
+        """Free what ROS holds of it."""
 
-N = TypeVar("N", bound=Node)
 
-
-def main(make_node: Callable[[], N], args: list[str] | None = None) -> int:
+def main(make_node: Callable[[], Runnable], args: list[str] | None = None) -> int:
     """Run one node to its end; returns the exit code.
 
     Signals set a flag instead of shutting the context down, so that `close` can still publish the
@@ -106,9 +104,9 @@ def main(make_node: Callable[[], N], args: list[str] | None = None) -> int:
         gc.collect()
         gc.freeze()  # what exists now lives as long as the process: never scan it again
         try:
-            node.run(stop)  # type: ignore[attr-defined]
+            node.run(stop)
         finally:
-            node.close()  # type: ignore[attr-defined]
+            node.close()
             node.destroy_node()
     except UserError as error:
         print(f"kdmarl: {error}", file=sys.stderr)

@@ -21,9 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import EXIT_USER_ERROR, UserError
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 Command = Callable[[argparse.Namespace], None]

@@ -74,10 +74,7 @@ def critic_free_ppo(log_prob: Tensor, behaviour: Tensor, advantage: Tensor, clip
 
 def policy_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """tau^2 KL(pi_T || pi_S) of logits [B, N, A] softened by tau (eq. 7), summed over agents."""
-    target = log_softmax(teacher / temperature, -1)
-    found = log_softmax(student / temperature, -1)
-    divergence = (target.exp() * (target - found)).sum(-1)
-    return temperature**2 * divergence.mean(0).sum()
+    return temperature**2 * _softened_divergence(teacher, student, temperature)
 
 
 def hard_cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
@@ -106,9 +103,7 @@ def relational_structure(teacher: Tensor, student: Tensor) -> Tensor:
 
 def role_alignment(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """KL(rho_T || rho_S) of role scores U phi [B, N, K] softened by tau (eq. 10-11)."""
-    target = log_softmax(teacher / temperature, -1)
-    found = log_softmax(student / temperature, -1)
-    return (target.exp() * (target - found)).sum(-1).mean(0).sum()
+    return _softened_divergence(teacher, student, temperature)
 
 
 def entropy(student: Tensor) -> Tensor:
@@ -129,6 +124,13 @@ def total(terms: Terms, weights: Weights) -> Tensor:
         (-weights.entropy, terms.entropy),
     ]
     return torch.stack([weight * term for weight, term in parts if weight]).sum()
+
+
+def _softened_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """KL of the softmax of scores [B, N, any] divided by tau, summed over agents."""
+    target = log_softmax(teacher / temperature, -1)
+    found = log_softmax(student / temperature, -1)
+    return (target.exp() * (target - found)).sum(-1).mean(0).sum()
 
 
 def _cosines(embedding: Tensor) -> Tensor:
