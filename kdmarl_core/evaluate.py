@@ -12,8 +12,9 @@ import numpy as np
 from kdmarl_core.bundle.policy import BundlePolicy
 from kdmarl_core.metrics import Evaluation, Returns, standard_error
 from kdmarl_core.seeding import derive_seed
-from kdmarl_core.tasks import AgentSpec, Entity, ReferenceEnv, TaskSpec, block_columns
-from kdmarl_core.tasks.task import Floats
+from kdmarl_core.sensors import team_sensors
+from kdmarl_core.tasks import Entity, ReferenceEnv, View
+from kdmarl_core.team import Team
 
 
 class TeamPlayer(Protocol):
@@ -22,8 +23,8 @@ class TeamPlayer(Protocol):
     def reset(self, seed: int) -> None:
         """Forget the past; `seed` is the episode's."""
 
-    def act(self, observations: Sequence[Floats]) -> list[int]:
-        """One action per agent from each agent's full observation."""
+    def act(self, view: View) -> list[int]:
+        """One legal action per agent."""
 
 
 class Episode(NamedTuple):
@@ -50,12 +51,12 @@ def play(
     """Play episodes 0, 1, ... of a run, yielding each when it ends."""
     for index in range(episodes):
         this_seed = episode_seed(seed, index)
-        observations = env.reset(this_seed)
+        view = env.reset(this_seed)
         player.reset(this_seed)
         team_return, actions, done, label = 0.0, [], False, ""
         while not done:
-            actions.append(player.act(observations))
-            observations, reward, done, label = env.step(actions[-1])
+            actions.append(player.act(view))
+            view, reward, done, label = env.step(actions[-1])
             team_return += reward
         yield Episode(this_seed, team_return, len(actions), label, actions)
 
@@ -82,39 +83,38 @@ def evaluation(played: Sequence[Episode], seed: int) -> Evaluation:
 
 
 class RandomPlayer:
-    """Uniformly random actions: the zero of normalised retention."""
+    """Uniformly random legal actions: the zero of normalised retention."""
 
-    def __init__(self, spec: TaskSpec) -> None:
-        self._counts = [len(agent.actions) for agent in spec.agents]
+    def __init__(self) -> None:
         self._rng = np.random.default_rng(0)
 
     def reset(self, seed: int) -> None:
         """Draw from the episode's own stream."""
         self._rng = np.random.default_rng([seed, 1])
 
-    def act(self, observations: Sequence[Floats]) -> list[int]:
+    def act(self, view: View) -> list[int]:
         """Ignore what is seen."""
-        return [int(self._rng.integers(count)) for count in self._counts]
+        legal = [np.flatnonzero(mask) for mask in view.action_masks]
+        return [int(actions[self._rng.integers(len(actions))]) for actions in legal]
 
 
 class BundlePlayer:
-    """A team of bundles, each fed with its own blocks only."""
+    """A team of bundles, each fed by its own robot's sensors only."""
 
-    def __init__(self, policies: Sequence[BundlePolicy], agents: Sequence[AgentSpec]) -> None:
-        self._robots = []
-        for policy, agent in zip(policies, agents, strict=True):
-            columns = block_columns(agent.blocks)
-            kept = [columns[block.name] for block in policy.manifest.blocks]
-            self._robots.append((policy, kept))
+    def __init__(self, policies: Sequence[BundlePolicy], team: Team) -> None:
+        self._robots = list(zip(policies, team_sensors(team), strict=True))
 
     def reset(self, seed: int) -> None:
-        """Reset recurrent states."""
-        for policy, _ in self._robots:
+        """Reset recurrent states, and draw what the episode hides."""
+        for policy, sensors in self._robots:
             policy.reset()
+            sensors.begin(seed)
 
-    def act(self, observations: Sequence[Floats]) -> list[int]:
+    def act(self, view: View) -> list[int]:
         """Greedy actions."""
         return [
-            policy.act(np.concatenate([observation[part] for part in kept]))
-            for (policy, kept), observation in zip(self._robots, observations, strict=True)
+            policy.act(sensors.read(observation), mask)
+            for (policy, sensors), observation, mask in zip(
+                self._robots, view.observations, view.action_masks, strict=True
+            )
         ]

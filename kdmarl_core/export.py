@@ -3,49 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kdmarl_core import __version__
-from kdmarl_core.bundle.policy import LOGITS, OBSERVATION
+from kdmarl_core.bundle.policy import LOGITS, NEXT_STATE, OBSERVATION, STATE
 from kdmarl_core.errors import UserError
 
 OPSET = 17
 IR_VERSION = 8
 LARGEST_DIFFERENCE = 1e-5
 
-Layer = tuple[np.ndarray, np.ndarray]  # weight [in, out], bias [out]
+
+class Layer(NamedTuple):
+    """A linear layer."""
+
+    weight: np.ndarray  # [in, out]
+    bias: np.ndarray  # [out]
+
+    def single(self) -> Layer:
+        """In single precision, as exported."""
+        return Layer(*(array.astype(np.float32) for array in self))
 
 
-def feed_forward_model(layers: Sequence[Layer]) -> bytes:
-    """An ONNX model of linear layers with ReLU between them: observation [n, D] -> logits [n, A].
+class GruWeights(NamedTuple):
+    """A gated recurrent unit; gates lie behind one another: reset, update, new."""
 
-    The graph is written directly from the weights, so that it holds these operators and nothing
-    else.
+    input_weight: np.ndarray  # [in, 3 W]
+    input_bias: np.ndarray  # [3 W]
+    state_weight: np.ndarray  # [W, 3 W]
+    state_bias: np.ndarray  # [3 W]
+
+    def single(self) -> GruWeights:
+        """In single precision, as exported."""
+        return GruWeights(*(array.astype(np.float32) for array in self))
+
+
+def student_model(layers: Sequence[Layer | GruWeights]) -> bytes:
+    """An ONNX model of linear layers, with ReLU between them, and at most one GRU.
+
+    Inputs observation [n, D], and state [n, W] if there is a GRU; outputs logits [n, A], and
+    next_state [n, W]. The graph is written directly from the weights, so that it holds these
+    operators and nothing else.
     """
-    nodes, weights, value = [], [], OBSERVATION
-    for i, (weight, bias) in enumerate(layers):
-        last = i == len(layers) - 1
-        output = LOGITS if last else f"hidden_{i}"
-        weights.append(numpy_helper.from_array(np.ascontiguousarray(weight), f"weight_{i}"))
-        weights.append(numpy_helper.from_array(np.ascontiguousarray(bias), f"bias_{i}"))
-        linear = output if last else f"linear_{i}"
-        nodes.append(helper.make_node("Gemm", [value, f"weight_{i}", f"bias_{i}"], [linear]))
-        if not last:
-            nodes.append(helper.make_node("Relu", [linear], [output]))
-        value = output
-    features, actions = layers[0][0].shape[0], layers[-1][0].shape[1]
-    graph = helper.make_graph(
-        nodes,
-        "student",
-        [helper.make_tensor_value_info(OBSERVATION, TensorProto.FLOAT, ["n", features])],
-        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["n", actions])],
-        weights,
-    )
+    graph = _Graph()
+    features = next(iter(layers[0])).shape[0]
+    actions = layers[-1][1].shape[0]
+    inputs = [_tensor(OBSERVATION, features)]
+    outputs = [_tensor(LOGITS, actions)]
+    value = OBSERVATION
+    for i, layer in enumerate(layers):
+        if isinstance(layer, GruWeights):
+            width = layer.state_weight.shape[0]
+            inputs.append(_tensor(STATE, width))
+            outputs.append(_tensor(NEXT_STATE, width))
+            value = graph.gru(value, layer)
+        elif i == len(layers) - 1:
+            graph.linear(value, *layer, LOGITS)
+        else:
+            value = graph.add("Relu", [graph.linear(value, *layer, f"linear_{i}")], f"hidden_{i}")
     model = helper.make_model(
-        graph,
+        helper.make_graph(graph.nodes, "student", inputs, outputs, graph.weights),
         producer_name="kdmarl",
         producer_version=__version__,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -54,6 +75,47 @@ def feed_forward_model(layers: Sequence[Layer]) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+class _Graph:
+    """Nodes and weights, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, inputs: list[str], output: str) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output]))
+        return output
+
+    def linear(self, value: str, weight: np.ndarray, bias: np.ndarray, output: str) -> str:
+        for kind, array in (("weight", weight), ("bias", bias)):
+            name = f"{output}_{kind}"
+            self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return self.add("Gemm", [value, f"{output}_weight", f"{output}_bias"], output)
+
+    def gru(self, value: str, gru: GruWeights) -> str:
+        gates = ["reset", "update", "new"]
+        for source, name, weight, bias in (
+            (value, "input", gru.input_weight, gru.input_bias),
+            (STATE, "recurrent", gru.state_weight, gru.state_bias),
+        ):
+            joined = self.linear(source, weight, bias, name)
+            parts = [f"{name}_{gate}" for gate in gates]
+            self.nodes.append(helper.make_node("Split", [joined], parts, axis=1))
+        for gate in gates[:2]:
+            total = self.add("Add", [f"input_{gate}", f"recurrent_{gate}"], f"{gate}_sum")
+            self.add("Sigmoid", [total], gate)
+        self.add("Mul", ["reset", "recurrent_new"], "kept_new")
+        self.add("Add", ["input_new", "kept_new"], "new_sum")
+        self.add("Tanh", ["new_sum"], "new")
+        self.add("Sub", [STATE, "new"], "change")
+        self.add("Mul", ["update", "change"], "kept")
+        return self.add("Add", ["new", "kept"], NEXT_STATE)
+
+
+def _tensor(name: str, size: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
 
 
 def check_agreement(robot: str, onnx_logits: np.ndarray, torch_logits: np.ndarray) -> float:

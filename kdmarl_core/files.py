@@ -57,18 +57,30 @@ def atomic_write(target: Path, content: bytes) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A temporary file that becomes `target` only when the block ends without an exception.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     with _refusing_to_write(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
+            yield temporary
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
+            temporary.chmod(0o644)
+            temporary.replace(target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdmarl_core.bundle import MANIFEST, BundlePolicy, load_policy
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
-from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks
+from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks, visible_block
 
 
 @dataclass(frozen=True)
 class StudentSpec:
     """One robot's network."""
 
-    network: Literal["mlp"]
+    network: Literal["mlp", "gru"]
     width: int
 
     def __post_init__(self) -> None:
@@ -32,6 +34,17 @@ class RobotEntry:
     sensors: tuple[str, ...]
     safe_action: str
     student: StudentSpec
+    # Of the sensors' features, how many are left in an episode, at least and at most; the others
+    # are zero, and the student is told which. None: all, always.
+    random_features: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        bounds = self.random_features
+        if bounds is not None and not (len(bounds) == 2 and 1 <= bounds[0] <= bounds[1]):
+            raise UserError(
+                f"random_features: {list(bounds)} must be two numbers, the least and the most "
+                "features of an episode, such as [8, 10]"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,17 @@ class Robot:
 
     name: str
     agent: AgentSpec
-    blocks: tuple[Block, ...]
+    sensors: tuple[Block, ...]  # the agent's blocks that this robot has
     safe_action: str  # one of the agent's actions
     student: StudentSpec
+    random_features: tuple[int, int] | None = None  # as in the team file
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What the student reads: its sensors and, if some are hidden, which are visible."""
+        if self.random_features is None:
+            return self.sensors
+        return (*self.sensors, visible_block(self.sensors))
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,21 @@ class Team:
     task: Task
     teacher: str
     robots: tuple[Robot, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What decides what a team's students can learn, for keys and hashes."""
+        return {
+            "task": self.task.spec.name,
+            "robots": {
+                robot.name: {
+                    "agent": robot.agent.name,
+                    "sensors": [block.name for block in robot.sensors],
+                    "random_features": robot.random_features,
+                    "student": dataclasses.asdict(robot.student),
+                }
+                for robot in self.robots
+            },
+        }
 
 
 def team_names() -> list[str]:
@@ -89,11 +125,10 @@ def load_team(name_or_path: str) -> Team:
 
     Raises:
         UserError: the file is missing or malformed, or names an unknown task, agent, block or
-        action,
-            or does not give every agent exactly one robot.
+            action, or does not give every agent exactly one robot.
     """
     path = team_path(name_or_path)
-    entry = from_mapping(TeamFile, read_yaml(path), str(path))
+    entry = from_mapping(TeamFile, _with_base(path), str(path))
     task = make_task(entry.task, f"{path}: task")
     robots = [_resolve(name, robot, task, path) for name, robot in entry.robots.items()]
     order = [agent.name for agent in task.spec.agents]
@@ -102,8 +137,39 @@ def load_team(name_or_path: str) -> Team:
             f"{path}: robots: agents {sorted(r.agent.name for r in robots)} must be each of "
             f"{order} once; correct the robots' 'agent' keys"
         )
+    networks = {robot.student.network for robot in robots}
+    if len(networks) > 1:
+        raise UserError(
+            f"{path}: robots: student: network: {sorted(networks)} are mixed, but a team is "
+            "trained as one; give all robots the same network"
+        )
     robots.sort(key=lambda robot: order.index(robot.agent.name))
     return Team(path.stem, path, task, entry.teacher, tuple(robots))
+
+
+def _with_base(path: Path) -> Mapping[str, Any]:
+    """The file's mapping laid over that of the team that its key `base` names, if it has one."""
+    document = dict(read_yaml(path))
+    base = document.pop("base", None)
+    if base is None:
+        return document
+    base_path = team_path(str(base))
+    below = read_yaml(base_path)
+    if "base" in below:
+        raise UserError(
+            f"{path}: base: '{base}' has a base itself; name '{below['base']}', or repeat its keys"
+        )
+    return _laid_over(below, document)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of both mappings; where both have one, `above` decides, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            value = _laid_over(merged[key], value)
+        merged[key] = value
+    return merged
 
 
 def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
@@ -111,10 +177,13 @@ def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
     if not (name.isidentifier() and name.islower() and name.isascii()):
         raise UserError(f"{where}: not a valid namespace; use small letters, digits and '_'")
     agent = task.spec.agent(entry.agent, f"{where}: agent")
-    blocks = select_blocks(agent.blocks, entry.sensors, f"{where}: sensors")
+    sensors = select_blocks(agent.blocks, entry.sensors, f"{where}: sensors")
     if entry.safe_action not in agent.actions:
         raise unknown("action", entry.safe_action, agent.actions, f"{where}: safe_action")
-    return Robot(name, agent, blocks, entry.safe_action, entry.student)
+    bounds = (
+        (entry.random_features[0], entry.random_features[1]) if entry.random_features else None
+    )
+    return Robot(name, agent, sensors, entry.safe_action, entry.student, bounds)
 
 
 def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:

@@ -23,7 +23,7 @@ from visualization_msgs.msg import MarkerArray
 
 from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import episode_seed
-from kdmarl_core.tasks import block_columns
+from kdmarl_core.sensors import RobotSensors, team_sensors
 from kdmarl_core.tasks.task import Floats
 from kdmarl_core.team import Robot, load_team
 from kdmarl_ros import qos, results, topics
@@ -45,21 +45,20 @@ _NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False
 class _RobotLink:
     """One robot's topics as the simulator sees them."""
 
-    def __init__(self, node: Node, robot: Robot) -> None:
-        self.robot = robot
+    def __init__(self, node: Node, robot: Robot, sensors: RobotSensors) -> None:
+        self.robot, self.sensors = robot, sensors
         self._node = node
         self._safe_index = robot.agent.actions.index(robot.safe_action)
         self.answer: AgentAction | None = None
         self.answered_s = 0.0
         self._awaited = (-1, -1)
-        columns = block_columns(robot.agent.blocks)
         self._blocks: list[tuple[Publisher[FeatureBlock], FeatureBlock, slice]] = []
         for block in robot.blocks:
             name = topics.of_robot(robot.name, topics.sensor(block.name))
             publisher = node.create_publisher(
                 FeatureBlock, name, qos.sensor("reliable"), event_callbacks=_NO_EVENTS
             )
-            self._blocks.append((publisher, FeatureBlock(), columns[block.name]))
+            self._blocks.append((publisher, FeatureBlock(), sensors.parts[block.name]))
         name = topics.of_robot(robot.name, topics.ACTION)
         self._subscription = node.create_subscription(
             AgentAction, name, self._on_action, qos.ACTION, event_callbacks=_NO_SUBSCRIPTION_EVENTS
@@ -74,10 +73,11 @@ class _RobotLink:
         """Publish the robot's blocks of a new step."""
         self._awaited, self.answer = (episode, step), None
         header_stamp = stamp.to_msg()
+        sensed = self.sensors.read(observation)
         for _, message, part in self._blocks:
             message.header.stamp = header_stamp
             message.episode, message.step = episode, step
-            message.data = array("f", observation[part].tobytes())
+            message.data = array("f", sensed[part].tobytes())
         self.repeat()
 
     def repeat(self) -> None:
@@ -105,7 +105,10 @@ class BridgeNode(Node):
         self._given = declare(self, BridgeParameters)
         self._team = load_team(self._given.team)
         self._env = self._team.task.make_reference()
-        self._links = [_RobotLink(self, robot) for robot in self._team.robots]
+        self._links = [
+            _RobotLink(self, robot, sensors)
+            for robot, sensors in zip(self._team.robots, team_sensors(self._team), strict=True)
+        ]
         self._step_result = self.create_publisher(
             StepResult, topics.STEP, qos.STEP_RESULT, event_callbacks=_NO_EVENTS
         )
@@ -158,18 +161,20 @@ class BridgeNode(Node):
         """One episode; None if asked to stop before its end."""
         seed = episode_seed(self._given.seed, index)
         begun = time.perf_counter()
-        observations = self._env.reset(seed)
+        view = self._env.reset(seed)
+        for link in self._links:
+            link.sensors.begin(seed)
         record = _Record()
         step, done, outcome = 0, False, ""
         while not done:
-            self._show(observations, index, step)
+            self._show(view.observations, index, step)
             shown_s = time.perf_counter()
             self._await_answers(shown_s, stop)
             if stop.requested:
                 return None
             actions = [link.action() for link in self._links]
             record.note(self._links, actions, shown_s)
-            observations, reward, done, outcome = self._env.step(actions)
+            view, reward, done, outcome = self._env.step(actions)
             record.team_return += reward
             step += 1
             self._tell(index, step, reward, done, outcome)

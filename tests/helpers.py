@@ -21,7 +21,7 @@ from kdmarl_core.bundle import (
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.export import feed_forward_model
+from kdmarl_core.export import Layer, student_model
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
 from kdmarl_core.teacher.teacher import Architecture, Teacher, TeacherCard, save_teacher
@@ -220,7 +220,7 @@ def dense_layers(sizes, seed: int = 0, scale: float = 1.0):
     """Random weights [in, out] and biases [out] of a feed-forward net."""
     rng = np.random.default_rng(seed)
     return [
-        (
+        Layer(
             (scale * rng.standard_normal((a, b))).astype(np.float32),
             (scale * rng.standard_normal(b)).astype(np.float32),
         )
@@ -241,7 +241,7 @@ def make_manifest(blocks=(("position", 2), ("landmarks", 6)), **changes) -> Mani
         blocks=tuple(BlockEntry(name, size, "m") for name, size in blocks),
         actions=("stay", "left", "right", "down", "up"),
         safe_action="stay",
-        student=StudentEntry("mlp", 8, 0, 0),
+        student=StudentEntry("mlp", 8, 0, 0, 0),
         teacher=TeacherEntry("nobody", "0" * 64),
         measured=None,
         model=ModelEntry(MODEL, "", 0),
@@ -252,13 +252,10 @@ def make_manifest(blocks=(("position", 2), ("landmarks", 6)), **changes) -> Mani
 def make_model(manifest: Manifest, seed: int = 0, scale: float = 1.0) -> bytes:
     """An ONNX model of random weights that fits a manifest."""
     sizes = [manifest.observation_size, 8, len(manifest.actions)]
-    return feed_forward_model(dense_layers(sizes, seed, scale))
+    return student_model(dense_layers(sizes, seed, scale))
 
 
-def make_learner(students, team, recipe, teacher=None):
-    """A learner for students; the teacher, unless given, is untrained and 8 wide."""
-    teacher = teacher or Teacher(team.task.spec, Architecture(8, 1)).requires_grad_(False)
-    roles = torch.randn(recipe.roles, teacher.architecture.width)
-    widths = [robot.student.width for robot in team.robots]
-    heads = CoordinationHeads(widths, recipe.common_width, roles)
-    return Learner(students, teacher, heads, recipe)
+def make_learner(students, recipe):
+    """A learner for students."""
+    heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
+    return Learner(students, heads, recipe)

@@ -25,7 +25,7 @@ from kdmarl_core.bundle import (
     write_bundle,
 )
 from kdmarl_core.errors import UserError
-from kdmarl_core.export import check_agreement, feed_forward_model
+from kdmarl_core.export import check_agreement, student_model
 from kdmarl_core.files import atomic_folder, atomic_write, refuse_existing
 from kdmarl_core.resources.count import count
 
@@ -251,7 +251,7 @@ def test_onnx_equals_torch():
         modules += [linear, nn.ReLU()]
     network = nn.Sequential(*modules[:-1])
     manifest = make_manifest(blocks=[("all", 7)], actions=("stay", "a", "b", "c"))
-    policy = BundlePolicy(manifest, feed_forward_model(layers))
+    policy = BundlePolicy(manifest, student_model(layers))
     observations = np.random.default_rng(1).normal(size=(100, 7)).astype(np.float32)
     found = np.stack([policy.logits(observation) for observation in observations])
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_export_refuses_a_difference(wrong, refusal):
 
 def test_cost_of_a_known_net():
     # 7*16 + 16*4 weights are one multiply-add each; 16 + 4 biases
-    cost = count(feed_forward_model(dense_layers([7, 16, 4])))
+    cost = count(student_model(dense_layers([7, 16, 4])))
     assert cost == (7 * 16 + 16 + 16 * 4 + 4, 2 * (7 * 16 + 16 * 4))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdmarl_core.bundle import BundlePolicy
-from kdmarl_core.export import feed_forward_model
+from kdmarl_core.export import student_model
 from kdmarl_ros.policy_runtime import PolicyRuntime
 
 NAN, INF = float("nan"), float("inf")
@@ -217,7 +217,7 @@ def test_output_that_is_not_finite_becomes_the_safe_action():
         (1e30 * np.abs(rng.standard_normal((5, 4))).astype(np.float32), np.zeros(4, np.float32)),
         (1e30 * rng.standard_normal((4, 5)).astype(np.float32), np.zeros(5, np.float32)),
     ]
-    policy = SpyPolicy(feed_forward_model(huge))
+    policy = SpyPolicy(student_model(huge))
     runtime = PolicyRuntime(policy)
     assert not show(runtime, 0, 0, value=0.0).safe
     resets = policy.resets

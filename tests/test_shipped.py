@@ -40,7 +40,7 @@ def test_recipes(path):
         assert load_recipe(None) == load_recipe(str(path))
         return
     recipe = from_mapping(Recipe, read_yaml(path), str(path))
-    assert path.stem == make_task(recipe.task).spec.name.replace("/", "_")
+    assert path.stem == make_task(recipe.task).spec.slug
 
 
 @pytest.mark.parametrize("folder", TEACHERS, ids=lambda path: path.name)

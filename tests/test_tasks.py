@@ -43,16 +43,17 @@ def batch_episode(simulated, seed, steps=None):
 
 
 def reference_episode(simulated, seed):
-    """Observations, rewards and dones of one whole episode."""
+    """Views and rewards of one whole episode, under actions that depend on the seed only."""
     rng = np.random.default_rng(1)
-    observations, rewards, done = [simulated.reference.reset(seed)], [], False
+    views, rewards, done = [simulated.reference.reset(seed)], [], False
     while not done:
-        actions = [int(rng.integers(len(agent.actions))) for agent in simulated.spec.agents]
+        masks = views[-1].action_masks
+        actions = [int(simulated.random_legal_actions(mask, rng)) for mask in masks]
         outcome = simulated.reference.step(actions)
-        observations.append(outcome.observations)
+        views.append(outcome.view)
         rewards.append(outcome.reward)
         done = outcome.done
-    return observations, rewards
+    return views, rewards
 
 
 def test_description(simulated):
@@ -80,6 +81,7 @@ def test_batch_sizes_and_types(simulated):
         "action_mask": (np.bool_, (ENVS, spec.num_agents, spec.num_actions)),
         "reward": (np.float32, (ENVS,)),
         "done": (np.bool_, (ENVS,)),
+        "won": (np.bool_, (ENVS,)),
     }
     for step in batch_episode(simulated, seed=0, steps=2):
         for name, (kind, shape) in sizes.items():
@@ -90,19 +92,29 @@ def test_batch_sizes_and_types(simulated):
             assert (step.observation[:, index, agent.observation_size :] == 0).all()
         assert not (step.action_mask & ~spec.action_exists).any()
         assert step.action_mask.any(-1).all()
+        assert not (step.won & ~step.done).any()
+        if not spec.legal_actions_vary:
+            assert (step.action_mask == spec.action_exists).all()
+        if not spec.can_be_won:
+            assert not step.won.any()
 
 
 def test_reference_sizes_and_types(simulated):
-    observations, rewards = reference_episode(simulated, seed=0)
-    for shown in observations:
-        assert [o.shape for o in shown] == [(a.observation_size,) for a in simulated.spec.agents]
-        assert {o.dtype for o in shown} == {np.dtype(np.float32)}
-        assert all(np.isfinite(o).all() for o in shown)
+    agents = simulated.spec.agents
+    views, rewards = reference_episode(simulated, seed=0)
+    for view in views:
+        assert [o.shape for o in view.observations] == [(a.observation_size,) for a in agents]
+        assert [m.shape for m in view.action_masks] == [(len(a.actions),) for a in agents]
+        assert {o.dtype for o in view.observations} == {np.dtype(np.float32)}
+        assert {m.dtype for m in view.action_masks} == {np.dtype(np.bool_)}
+        assert (view.state.shape, view.state.dtype) == ((simulated.spec.state_size,), np.float32)
+        assert all(np.isfinite(o).all() for o in (*view.observations, view.state))
+        assert all(mask.any() for mask in view.action_masks)
     assert all(type(reward) is float for reward in rewards)
     scene = simulated.reference.scene()
     assert len({entity.name for entity in scene}) == len(scene)
-    agents = [entity.name for entity in scene if entity.kind == "agent"]
-    assert agents == [agent.name for agent in simulated.spec.agents]
+    drawn = [entity.name for entity in scene if entity.kind == "agent"]
+    assert drawn == [agent.name for agent in agents]
 
 
 def test_episodes_end_in_time(simulated):
@@ -149,8 +161,8 @@ def test_seeds(simulated):
 
 
 def test_reference_seeds(simulated):
-    def features(observations):
-        return np.concatenate([vector for step in observations for vector in step])
+    def features(views):
+        return np.concatenate([vector for view in views for vector in view.observations])
 
     (first, rewards), (again, same), (other, _) = (
         reference_episode(simulated, seed) for seed in (5, 5, 6)
@@ -255,7 +267,8 @@ def test_mpe_reference_is_mpe2():
     observed, _ = judge.reset(seed=77)
     shown, done = reference.reset(77), False
     while not done:
-        assert all(np.array_equal(a, b) for a, b in zip(shown, observed.values(), strict=True))
+        pairs = zip(shown.observations, observed.values(), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
         actions = rng.integers(5, size=3)
         observed, rewards, _, truncated, _ = judge.step(dict(zip(observed, actions, strict=True)))
         shown, reward, done, label = reference.step(list(actions))
@@ -295,7 +308,7 @@ def test_wrong_selections_are_refused(names, said, refusal):
     assert said in message
 
 
-@pytest.mark.parametrize("name", ["mpe/simple_spred", "mpe", "simple_spread", "", "smac/"])
+@pytest.mark.parametrize("name", ["mpe/simple_spred", "mpe", "simple_spread", "", "nowhere/"])
 def test_unknown_tasks_are_refused(name, refusal):
     message = refusal(make_task, name, "team.yaml: task")
     assert message.startswith("team.yaml: task")

@@ -12,7 +12,7 @@ from pathlib import Path
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
@@ -34,6 +34,7 @@ class StudentEntry:
     width: int
     parameters: int
     flops_per_decision: int
+    state_size: int  # of a recurrent student's state, which is zero when an episode begins; else 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class Manifest:
                 raise UserError(
                     f"blocks: {block.name}: size {block.size} is below 1; export again"
                 )
+        if self.student.state_size < 0:
+            raise UserError(
+                f"student.state_size: {self.student.state_size} is below 0; export again"
+            )
         if self.safe_action not in self.actions:
             raise UserError(
                 f"safe_action: '{self.safe_action}' is not one of {list(self.actions)}; "
@@ -137,8 +142,7 @@ def read_bundle(folder: Path) -> tuple[Manifest, bytes]:
 
     Raises:
         UserError: a file is missing or unreadable, the manifest is of another version or
-        inconsistent,
-            or the model is not the one that was hashed.
+            inconsistent, or the model is not the one that was hashed.
     """
     path = folder / MANIFEST
     manifest = from_mapping(Manifest, read_json(path), str(path))

@@ -13,6 +13,8 @@ from kdmarl_core.errors import UserError
 
 OBSERVATION = "observation"
 LOGITS = "logits"
+STATE = "state"  # of a recurrent student, before the step
+NEXT_STATE = "next_state"
 
 
 class BundlePolicy:
@@ -30,18 +32,33 @@ class BundlePolicy:
         self._feed = np.zeros((1, manifest.observation_size), np.float32)
         self._inputs = {OBSERVATION: self._feed}
         self._outputs = [LOGITS]
+        if manifest.student.state_size:
+            self._outputs.append(NEXT_STATE)
+            self.reset()
 
     def reset(self) -> None:
         """Forget the past, at the start of every episode. Feed-forward students have none."""
+        if self.manifest.student.state_size:
+            self._inputs[STATE] = np.zeros((1, self.manifest.student.state_size), np.float32)
 
     def logits(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Unnormalised log-probabilities [A] of the blocks' concatenation [D]."""
-        self._feed[0] = observation
-        output: npt.NDArray[np.float32] = self._session.run(self._outputs, self._inputs)[0][0]
-        return output
+        """Unnormalised log-probabilities [A] of the blocks' concatenation [D].
 
-    def act(self, observation: npt.NDArray[np.float32]) -> int:
-        """Index of the most probable action.
+        A recurrent student takes one step: call it once per step of an episode.
+        """
+        self._feed[0] = observation
+        logits, *state = self._session.run(self._outputs, self._inputs)
+        if state:
+            self._inputs[STATE] = state[0]
+        own: npt.NDArray[np.float32] = logits[0]
+        return own
+
+    def act(
+        self,
+        observation: npt.NDArray[np.float32],
+        action_mask: npt.NDArray[np.bool_] | None = None,
+    ) -> int:
+        """Index of the most probable action, of the legal ones [A] if a mask is given.
 
         Raises:
             FloatingPointError: the network gave NaN or infinity.
@@ -49,18 +66,24 @@ class BundlePolicy:
         logits = self.logits(observation)
         if not np.isfinite(logits).all():
             raise FloatingPointError("the network's output is not finite")
+        if action_mask is not None:
+            logits = np.where(action_mask, logits, -np.inf)
         return int(logits.argmax())
 
     def _check_interface(self, where: str) -> None:
-        size, actions = self.manifest.observation_size, len(self.manifest.actions)
+        manifest = self.manifest
         found = [
             (item.name, item.shape[1:], item.type)
             for item in (*self._session.get_inputs(), *self._session.get_outputs())
         ]
-        expected = [
-            (OBSERVATION, [size], "tensor(float)"),
-            (LOGITS, [actions], "tensor(float)"),
-        ]
+        inputs, outputs = (
+            [(OBSERVATION, manifest.observation_size)],
+            [(LOGITS, len(manifest.actions))],
+        )
+        if manifest.student.state_size:
+            inputs.append((STATE, manifest.student.state_size))
+            outputs.append((NEXT_STATE, manifest.student.state_size))
+        expected = [(name, [size], "tensor(float)") for name, size in (*inputs, *outputs)]
         if found != expected:
             raise UserError(
                 f"{where}: inputs and outputs {found} are not the manifest's {expected}; "

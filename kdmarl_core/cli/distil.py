@@ -12,6 +12,7 @@ from kdmarl_core.cli.common import (
     add_json,
     add_output,
     add_seed,
+    console,
     positive,
     print_json,
     print_table,
@@ -30,6 +31,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
     parser.add_argument("--teacher", metavar="DIR", help="default: the team file's teacher")
     parser.add_argument("--recipe", metavar="FILE", help="default config/training/distil.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    parser.add_argument(
+        "--buffer", metavar="FILE", help="expert buffer to read, or to write if there is none"
+    )
     parser.add_argument(
         "--episodes", type=positive, default=1000, help="to measure (default 1000)"
     )
@@ -48,6 +53,8 @@ def distil_command(arguments: argparse.Namespace) -> None:
         recipe=arguments.recipe,
         output=arguments.output,
         overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        buffer=arguments.buffer,
         episodes=arguments.episodes,
         threads=arguments.threads,
         seed=arguments.seed,
@@ -65,6 +72,8 @@ def run_distil(
     recipe: str | None,
     output: str | None,
     overwrite: bool,
+    resume: bool,
+    buffer: str | None,
     episodes: int,
     threads: int,
     seed: int,
@@ -75,6 +84,7 @@ def run_distil(
     from kdmarl_core.distil.run import (
         BUNDLES,
         DistilledTeam,
+        Work,
         distil,
         export,
         measure,
@@ -89,22 +99,38 @@ def run_distil(
         team = dataclasses.replace(team, teacher=teacher)
     how = load_recipe(recipe)
     frozen, card = load_teacher(find_teacher(team.teacher), team.task.spec)
+    work = Work(team, frozen, card, how, seed)
     folder = Path(output) if output else bundles_folder(team.name)
+    checkpoints = Path("runs") / "distil" / f"{team.name}-{seed}"
     refuse_existing(folder, BUNDLES, overwrite=overwrite)
     torch.set_num_threads(threads)
     with progress_bar() as bar:
         lines: dict[str, Any] = {}
 
-        def report(phase: str, done: int, of: int, terms: Terms, mean_return: float) -> None:
+        def report(
+            phase: str, done: int, of: int, terms: Terms, mean_return: float, win_rate: float
+        ) -> None:
             if phase not in lines:
                 lines[phase] = bar.add_task(f"{team.name}: {phase}", total=of, figures="")
             shown = f"KL {float(terms.kl):.3f}"
             if math.isfinite(mean_return):
                 shown += f" return {mean_return:.2f}"
+            if team.task.spec.can_be_won and math.isfinite(win_rate):
+                shown += f" won {win_rate:.0%}"
             bar.update(lines[phase], completed=done, figures=shown)
 
-        students = distil(team, frozen, card, how, seed, report)
-        exported = export(team, students, card, seed)
+        try:
+            students = distil(
+                work,
+                report,
+                folder=checkpoints,
+                resume=resume,
+                buffer_file=Path(buffer) if buffer else None,
+            )
+        except KeyboardInterrupt:
+            console.print(f"checkpoint kept in {checkpoints}; go on with --resume")
+            raise
+        exported = export(work, students)
         line = bar.add_task(f"{team.name}: measure", total=3, figures="")
         played = measure(
             team, frozen, exported, episodes, seed, lambda: bar.update(line, advance=1)

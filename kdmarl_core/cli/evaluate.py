@@ -95,10 +95,10 @@ def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
 
     spec = team.task.spec
     if name == "random":
-        return RandomPlayer(spec)
+        return RandomPlayer()
     if name == "students":
         folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
-        return BundlePlayer(load_bundles(team, folder), spec.agents)
+        return BundlePlayer(load_bundles(team, folder), team)
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 

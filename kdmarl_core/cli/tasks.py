@@ -11,6 +11,7 @@ from kdmarl_core.cli.common import add_json, print_json, print_table
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("tasks", help="list tasks, agents, blocks and actions")
+    parser.add_argument("tasks", nargs="*", metavar="task", help="only these; default all listed")
     add_json(parser)
     parser.set_defaults(command=list_tasks)
 
@@ -18,8 +19,9 @@ def add_command(commands: Any) -> None:
 def list_tasks(arguments: argparse.Namespace) -> None:
     """Print every task's description, from the same source as masks, topics and manifests."""
     from kdmarl_core.tasks import make_task, task_names
+    from kdmarl_core.tasks.registry import OPEN_FAMILIES
 
-    specs = [make_task(name).spec for name in task_names()]
+    specs = [make_task(name).spec for name in arguments.tasks or task_names()]
     if arguments.json:
         print_json(
             {
@@ -45,3 +47,6 @@ def list_tasks(arguments: argparse.Namespace) -> None:
         ]
         title = f"{spec.name}: {spec.episode_steps} steps at {spec.rate_hz:g} Hz"
         print_table(title, ["agent", "blocks", "actions"], rows)
+    if not arguments.tasks:
+        patterns = ", ".join(family.pattern for family in OPEN_FAMILIES.values())
+        print(f"Also {patterns}; with options: '<task>?<option>=<value>&<option>=<value>'")

@@ -55,8 +55,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 
     task = make_task(arguments.task)
     recipe = _load_recipe(arguments, task)
-    slug = task.spec.name.replace("/", "_")
-    folder = Path(arguments.output or f"runs/train/{slug}-{arguments.seed}")
+    folder = Path(arguments.output or f"runs/train/{task.spec.slug}-{arguments.seed}")
     torch.set_num_threads(arguments.threads)
     refuse_existing(folder, CHECKPOINT, overwrite=arguments.overwrite or arguments.resume)
     if not arguments.resume:
@@ -66,7 +65,10 @@ def train_teacher(arguments: argparse.Namespace) -> None:
         line = bar.add_task(f"train {task.spec.name}", total=recipe.iterations, figures="")
 
         def report(iteration: int, figures: dict[str, float]) -> None:
-            bar.update(line, completed=iteration, figures=f"return {figures['return']:.2f}")
+            shown = f"return {figures['return']:.2f}"
+            if task.spec.can_be_won:
+                shown += f" won {figures['win_rate']:.0%}"
+            bar.update(line, completed=iteration, figures=shown)
             for name, value in figures.items():
                 events().add_scalar(f"train/{name}", value, iteration * recipe.steps_per_iteration)
 
@@ -109,8 +111,8 @@ def _load_recipe(arguments: argparse.Namespace, task: Task) -> Recipe:
     from kdmarl_core.schema import from_mapping, read_yaml
     from kdmarl_core.teacher.mappo import Recipe
 
-    name = task.spec.name.replace("/", "_")
-    path = Path(arguments.recipe or share_folder() / "config" / "training" / f"{name}.yaml")
+    shipped = share_folder() / "config" / "training" / f"{task.spec.slug}.yaml"
+    path = Path(arguments.recipe or shipped)
     recipe = from_mapping(Recipe, read_yaml(path), str(path))
     if recipe.task != task.spec.name:
         raise UserError(

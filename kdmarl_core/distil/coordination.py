@@ -21,28 +21,22 @@ LLOYD_ITERATIONS = 50
 class CoordinationHeads(nn.Module):
     """Trained with the students, never deployed."""
 
-    def __init__(self, widths: list[int], common_width: int, teacher_roles: Tensor) -> None:
-        """Heads for students of these widths; `teacher_roles` is U_T, [K, teacher's width]."""
+    def __init__(self, widths: list[int], common_width: int, roles: int) -> None:
+        """Heads for students of these widths."""
         super().__init__()
         robots = len(widths)
         self.common = StackedLinear(widths, [common_width] * robots, 1.0)
-        self.roles = StackedLinear(widths, [len(teacher_roles)] * robots, 1.0)
-        self.register_buffer("teacher_roles", teacher_roles)
+        self.roles = StackedLinear(widths, [roles] * robots, 1.0)
 
-    def student_structure(self, embedding: Tensor) -> Tensor:
+    def structure(self, embedding: Tensor) -> Tensor:
         """phi_S [B, N, W] at the common width, [B, N, C]."""
         output: Tensor = self.common(embedding.transpose(0, 1))
         return output.transpose(0, 1)
 
-    def student_scores(self, embedding: Tensor) -> Tensor:
+    def scores(self, embedding: Tensor) -> Tensor:
         """U_S phi_S, [B, N, K]."""
         output: Tensor = self.roles(embedding.transpose(0, 1))
         return output.transpose(0, 1)
-
-    def teacher_scores(self, embedding: Tensor) -> Tensor:
-        """U_T phi_T, [B, N, K]; no gradient."""
-        roles: Tensor = self.teacher_roles  # type: ignore[assignment]
-        return embedding @ roles.T
 
 
 def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:

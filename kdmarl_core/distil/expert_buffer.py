@@ -1,67 +1,148 @@
-"""The expert buffer: what the teacher saw, did and would have preferred.
+"""The expert buffer: what the teacher saw, did and would have preferred (Algorithm 1).
 
-Holds per step the observations, action, log-probability, teacher logits and the teacher's
-advantage. The joint state is used up in the advantage; teacher embeddings are recomputed from
-observations when a loss needs them, since they are an order of magnitude larger than everything
-else.
+Holds per step the full observations and the teacher's `Labels`, in half precision where nothing
+is lost by it. The joint state is used up in the advantage, and the teacher's embeddings in cosines
+and role scores, which take a fiftieth of their space.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from kdmarl_core.teacher.returns import gae
-from kdmarl_core.teacher.rollout import Rollout
-from kdmarl_core.teacher.teacher import Teacher, TeacherCard
+from kdmarl_core.distil.coordination import fit_roles
+from kdmarl_core.distil.samples import Labels, label
+from kdmarl_core.errors import UserError
+from kdmarl_core.files import atomic_file
+from kdmarl_core.schema import from_mapping, parse_json
+from kdmarl_core.seeding import derive_seed
+from kdmarl_core.tasks import BatchStep, Task, TaskSpec
+from kdmarl_core.tasks.task import Booleans
+from kdmarl_core.teacher.rollout import Collector
+from kdmarl_core.teacher.teacher import Teacher, TeacherCard, read_tensors
+
+ENVS = 256
+ROLE_SAMPLES = 6000  # teacher embeddings from which roles are fitted
 
 
-class Samples(NamedTuple):
-    """Labelled steps, shuffled or not; `B` of them."""
+@dataclass(frozen=True)
+class Origin:
+    """What a buffer was made from."""
 
-    observation: Tensor  # [B, N, D] full observations; students cut out their own
-    action_mask: Tensor  # [B, N, A]
-    action: Tensor  # [B, N]
-    behaviour: Tensor  # [B, N] log-probability under the policy that acted
-    advantage: Tensor  # [B] A_T, normalised
-    teacher_logits: Tensor  # [B, N, A]
-
-    def rows(self, index: Tensor) -> Samples:
-        """The samples of these indices."""
-        return Samples(*(field[index] for field in self))
+    task: str
+    teacher_sha256: str
+    steps: int
+    roles: int
+    seed: int
 
 
-def label(rollout: Rollout, teacher: Teacher, card: TeacherCard) -> Samples:
-    """Let the frozen teacher judge a rollout, whoever acted in it.
+class ExpertBuffer(NamedTuple):
+    """Sequences of steps in which the teacher acted; each begins with an episode."""
 
-    A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
-    which the teacher was trained, then normalised. Matrix products run in bfloat16.
+    origin: Origin
+    roles: Tensor  # U_T, [K, W]
+    observation: Tensor  # [T, B, N, D] full observations; students cut out their own
+    labels: Labels  # [T, B, ...]
+
+
+def fill_buffer(
+    task: Task, teacher: Teacher, card: TeacherCard, steps: int, roles: int, seed: int
+) -> ExpertBuffer:
+    """At least `steps` environment steps in which the teacher acted, drawn from its policy."""
+    horizon = task.spec.episode_steps
+    collector = Collector(task.spec, task.make_batch(ENVS), horizon, seed, anew=True)
+
+    def act(step: BatchStep, begins: Booleans) -> Tensor:
+        with torch.no_grad():
+            return teacher.logits(
+                torch.from_numpy(step.observation),
+                torch.from_numpy(step.state),
+                torch.from_numpy(step.action_mask),
+            )
+
+    rollouts = math.ceil(steps / (horizon * ENVS))
+    observation, labels = _allocate(task.spec, horizon, rollouts * ENVS, roles)
+    projection = None
+    for number in range(rollouts):
+        rollout = collector.collect(act, number)
+        if projection is None:
+            projection = _fit_roles(teacher, rollout.observation, rollout.state, roles, seed)
+        rows = slice(number * ENVS, (number + 1) * ENVS)
+        observation[:, rows] = rollout.observation
+        for kept, field in zip(labels, label(rollout, teacher, card, projection), strict=True):
+            kept[:, rows] = field
+    assert projection is not None
+    origin = Origin(task.spec.name, card.weights_sha256, rollouts * horizon * ENVS, roles, seed)
+    return ExpertBuffer(origin, projection, observation, labels)
+
+
+def bytes_per_step(spec: TaskSpec, roles: int) -> int:
+    """Memory that one environment step takes."""
+    observation, labels = _allocate(spec, 1, 1, roles)
+    return sum(field.numel() * field.element_size() for field in (observation, *labels))
+
+
+def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
+    """Write a buffer (safetensors); the file appears complete or not at all."""
+    tensors = {"roles": buffer.roles, "observation": buffer.observation} | buffer.labels._asdict()
+    origin = json.dumps(dataclasses.asdict(buffer.origin))
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, {"origin": origin})
+
+
+def load_buffer(path: Path, card: TeacherCard, roles: int) -> ExpertBuffer:
+    """Read a buffer.
+
+    Raises:
+        UserError: the file is missing or damaged, or was made by another teacher or for another
+            number of roles.
     """
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        value = teacher.value(rollout.state)
-        logits = teacher.logits(rollout.observation, rollout.action_mask)
-    reward = rollout.reward * card.reward_scale
-    advantage = gae(reward, value, rollout.done, card.gamma, card.gae_lambda)
-    normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    steps = (
-        rollout.observation,
-        rollout.action_mask,
-        rollout.action,
-        rollout.log_prob,
-        normalised,
-        logits,
+    tensors, metadata = read_tensors(path)
+    origin = from_mapping(Origin, parse_json(metadata.get("origin", "{}"), path), str(path))
+    found = (origin.task, origin.teacher_sha256[:12], origin.roles)
+    expected = (card.task, card.weights_sha256[:12], roles)
+    for name, is_, should in zip(("task", "teacher", "roles"), found, expected, strict=True):
+        if is_ != should:
+            raise UserError(
+                f"{path}: {name}: the expert buffer was made with '{is_}', not with '{should}'; "
+                "name another --buffer file, or remove this one"
+            )
+    fields = {name: tensors[name] for name in Labels._fields}
+    return ExpertBuffer(origin, tensors["roles"], tensors["observation"], Labels(**fields))
+
+
+def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[Tensor, Labels]:
+    agents, actions = spec.num_agents, spec.num_actions
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        return torch.empty(steps, sequences, *shape, dtype=dtype)
+
+    labels = Labels(
+        action_mask=empty(agents, actions, dtype=torch.bool),
+        action=empty(agents, dtype=torch.uint8),
+        behaviour=empty(agents, dtype=torch.float32),
+        begins=empty(dtype=torch.bool),
+        advantage=empty(dtype=torch.float32),
+        teacher_logits=empty(agents, actions),
+        cosines=empty(agents * (agents - 1) // 2),
+        roles=empty(agents, roles),
     )
-    return Samples(*(field.flatten(0, 1) for field in steps))
+    return empty(agents, spec.observation_size), labels
 
 
-def teacher_embedding(teacher: Teacher, observation: Tensor) -> Tensor:
-    """phi_T [B, N, W] of full observations [B, N, D], without gradients."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return teacher.embed(observation).float()
-
-
-def concatenate(parts: list[Samples]) -> Samples:
-    """One buffer from several."""
-    return Samples(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+def _fit_roles(
+    teacher: Teacher, observation: Tensor, state: Tensor, roles: int, seed: int
+) -> Tensor:
+    steps = math.ceil(ROLE_SAMPLES / observation.shape[2])
+    some, its_state = observation.flatten(0, 1)[:steps], state[:-1].flatten(0, 1)[:steps]
+    with torch.no_grad():
+        embedding = teacher.embed(some, its_state)
+    return fit_roles(embedding.flatten(0, 1), roles, derive_seed(seed, 1))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from kdmarl_core.distil.coordination import CoordinationHeads
-from kdmarl_core.distil.expert_buffer import Samples, teacher_embedding
 from kdmarl_core.distil.losses import (
     Terms,
     Weights,
@@ -23,10 +23,10 @@ from kdmarl_core.distil.losses import (
     soft_cross_entropy,
     total,
 )
+from kdmarl_core.distil.samples import Batch, masked_teacher_logits
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import check_above_zero, check_at_least
-from kdmarl_core.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,13 @@ class Recipe:
 class Learner:
     """Owns the optimiser of a team of students and of its coordination heads."""
 
-    def __init__(
-        self, students: StudentTeam, teacher: Teacher, heads: CoordinationHeads, recipe: Recipe
-    ) -> None:
-        self.students, self._teacher, self._heads = students, teacher, heads
-        self._recipe = recipe
-        self._learned = [*students.parameters(), *heads.parameters()]
-        self._optimizer = torch.optim.Adam(self._learned, lr=0.0, fused=True)
-        self._updates = 0
+    def __init__(self, students: StudentTeam, heads: CoordinationHeads, recipe: Recipe) -> None:
+        self.students, self._heads, self._recipe = students, heads, recipe
+        self.learned = nn.ModuleDict({"students": students, "heads": heads})
+        self.optimizer = torch.optim.Adam(self.learned.parameters(), lr=0.0, fused=True)
+        self.updates = 0
 
-    def update(self, batch: Samples, weights: Weights, learning_rate: float) -> Terms:
+    def update(self, batch: Batch, weights: Weights, learning_rate: float) -> Terms:
         """One gradient step (Algorithm 1, lines 5-15).
 
         Raises:
@@ -102,43 +99,47 @@ class Learner:
         terms = self._terms(batch, weights)
         loss = total(terms, weights)
         self._refuse_non_finite(loss, terms)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_grad_norm_(self._learned, self._recipe.max_grad_norm)
-        self._optimizer.step()
-        self._updates += 1
+        clip_grad_norm_(self.learned.parameters(), self._recipe.max_grad_norm)
+        self.optimizer.step()
+        self.updates += 1
         return Terms(*(term.detach() for term in terms))
 
-    def _terms(self, batch: Samples, weights: Weights) -> Terms:
-        recipe = self._recipe
-        restricted = self.students.restrict(batch.observation)
-        logits, embedding = self.students(restricted, batch.action_mask)
-        log_prob = torch.log_softmax(logits, -1).gather(-1, batch.action[..., None]).squeeze(-1)
-        structure, role = self._coordination(batch, embedding, weights)
-        return Terms(
-            ppo=critic_free_ppo(log_prob, batch.behaviour, batch.advantage, recipe.clip),
-            kl=policy_kl(batch.teacher_logits, logits, recipe.temperature),
-            cross_entropy=hard_cross_entropy(batch.teacher_logits, logits),
-            soft_cross_entropy=soft_cross_entropy(batch.teacher_logits, logits),
-            structure=structure,
-            role=role,
-            entropy=entropy(logits),
-        )
+    def _terms(self, batch: Batch, weights: Weights) -> Terms:
+        """The terms that have a weight; zero, and free, for the others."""
+        recipe, heads = self._recipe, self._heads
+        labels = batch.labels
+        output = self.students(batch.inputs, labels.action_mask, labels.begins, batch.state)
+        student, embedding = output.logits.flatten(0, 1), output.embedding.flatten(0, 1)
+        teacher = masked_teacher_logits(labels).flatten(0, 1)
 
-    def _coordination(
-        self, batch: Samples, embedding: Tensor, weights: Weights
-    ) -> tuple[Tensor, Tensor]:
-        """Structure and role terms; zero, and free, where both are switched off."""
-        if not weights.coordinate:
-            return torch.zeros(()), torch.zeros(())
-        heads = self._heads
-        phi = teacher_embedding(self._teacher, batch.observation)
-        structure = relational_structure(phi, heads.student_structure(embedding))
-        scores = heads.student_scores(embedding)
-        return structure, role_alignment(
-            heads.teacher_scores(phi), scores, self._recipe.temperature
+        def ppo() -> Tensor:
+            taken = labels.action.flatten(0, 1).long()[..., None]
+            log_prob = torch.log_softmax(student, -1).gather(-1, taken).squeeze(-1)
+            behaviour, advantage = labels.behaviour.flatten(0, 1), labels.advantage.flatten()
+            return critic_free_ppo(log_prob, behaviour, advantage, recipe.clip)
+
+        compute: dict[str, Callable[[], Tensor]] = {
+            "ppo": ppo,
+            "kl": lambda: policy_kl(teacher, student, recipe.temperature),
+            "cross_entropy": lambda: hard_cross_entropy(teacher, student),
+            "soft_cross_entropy": lambda: soft_cross_entropy(teacher, student),
+            "structure": lambda: relational_structure(
+                labels.cosines.flatten(0, 1), heads.structure(embedding)
+            ),
+            "role": lambda: role_alignment(
+                labels.roles.flatten(0, 1).float(), heads.scores(embedding), recipe.temperature
+            ),
+            "entropy": lambda: entropy(student),
+        }
+        return Terms(
+            **{
+                name: term() if getattr(weights, name) else torch.zeros(())
+                for name, term in compute.items()
+            }
         )
 
     def _refuse_non_finite(self, loss: Tensor, terms: Terms) -> None:
@@ -150,7 +151,7 @@ class Learner:
             if not math.isfinite(float(term.detach()))
         ]
         raise UserError(
-            f"loss: term {' and '.join(bad)} is not finite at update {self._updates}; "
+            f"loss: term {' and '.join(bad)} is not finite at update {self.updates}; "
             "lower the learning rate or the term's weight"
         )
 

@@ -41,11 +41,6 @@ class Weights:
         if not any(getattr(self, name) for name in names):
             raise UserError("all weights are 0, so nothing would be learned; raise one of them")
 
-    @property
-    def coordinate(self) -> bool:
-        """Whether a term needs the teacher's embeddings."""
-        return self.structure > 0 or self.role > 0
-
 
 class Terms(NamedTuple):
     """The terms, each a scalar: summed over agents, averaged over samples."""
@@ -89,16 +84,22 @@ def soft_cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
     return -(softmax(teacher, -1) * log_softmax(student, -1)).sum(-1).mean(0).sum()
 
 
-def relational_structure(teacher: Tensor, student: Tensor) -> Tensor:
+def relational_structure(teacher_cosines: Tensor, student: Tensor) -> Tensor:
     """Squared differences of cosines between agents' embeddings, over all pairs j < i (eq. 9).
 
     Args:
-        teacher: phi_T, [B, N, any width].
+        teacher_cosines: `pair_cosines` of phi_T, [B, P].
         student: phi_S brought to one width for all robots, [B, N, C].
     """
-    row, column = torch.tril_indices(teacher.shape[1], teacher.shape[1], offset=-1)
-    difference = _cosines(teacher) - _cosines(student)
-    return difference[:, row, column].square().sum(-1).mean()
+    return (teacher_cosines - pair_cosines(student)).square().sum(-1).mean()
+
+
+def pair_cosines(embedding: Tensor) -> Tensor:
+    """[..., N, W] -> cosines between all pairs of agents j < i, [..., N (N - 1) / 2]."""
+    unit = normalize(embedding, dim=-1)
+    agents = embedding.shape[-2]
+    row, column = torch.tril_indices(agents, agents, offset=-1)
+    return (unit @ unit.transpose(-1, -2))[..., row, column]
 
 
 def role_alignment(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -131,9 +132,3 @@ def _softened_divergence(teacher: Tensor, student: Tensor, temperature: float) -
     target = log_softmax(teacher / temperature, -1)
     found = log_softmax(student / temperature, -1)
     return (target.exp() * (target - found)).sum(-1).mean(0).sum()
-
-
-def _cosines(embedding: Tensor) -> Tensor:
-    """[B, N, W] -> cosines between agents, [B, N, N]."""
-    unit = normalize(embedding, dim=-1)
-    return unit @ unit.transpose(1, 2)

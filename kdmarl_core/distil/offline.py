@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
 
-from kdmarl_core.distil.expert_buffer import Samples, concatenate, label
+from kdmarl_core.distil.expert_buffer import ExpertBuffer
 from kdmarl_core.distil.learner import Learner, OfflinePhase, decay
 from kdmarl_core.distil.losses import Terms
-from kdmarl_core.tasks import Task
-from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import Teacher, TeacherCard
-
-BUFFER_ENVS = 256
-
-
-def fill_buffer(task: Task, teacher: Teacher, card: TeacherCard, steps: int, seed: int) -> Samples:
-    """At least `steps` environment steps in which the teacher acted, drawn from its policy."""
-    horizon = task.spec.episode_steps
-    collector = Collector(task.spec, task.make_batch(BUFFER_ENVS), horizon, seed)
-
-    def act(observation: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return teacher.logits(observation, action_mask)
-
-    rollouts = math.ceil(steps / (horizon * BUFFER_ENVS))
-    return concatenate([label(collector.collect(act, i), teacher, card) for i in range(rollouts)])
+from kdmarl_core.distil.samples import Batch, Labels
+from kdmarl_core.seeding import derive_seed
 
 
 def learn_offline(
-    learner: Learner, buffer: Samples, phase: OfflinePhase, seed: int
-) -> Iterator[Terms]:
-    """Update the students once per item that is taken from this iterator."""
-    generator = torch.Generator().manual_seed(seed)
-    for update in range(phase.updates):
-        index = torch.randint(len(buffer.action), (phase.minibatch,), generator=generator)
-        rate = decay(phase.learning_rate, update, phase.updates)
-        yield learner.update(buffer.rows(index), phase.weights, rate)
+    learner: Learner, buffer: ExpertBuffer, phase: OfflinePhase, update: int, seed: int
+) -> Terms:
+    """Update number `update` of the phase.
+
+    What it draws depends on the seed and its number only, whatever ran before it.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, update))
+    batch = _draw(learner, buffer, phase.minibatch, generator)
+    return learner.update(batch, phase.weights, decay(phase.learning_rate, update, phase.updates))
+
+
+def _draw(learner: Learner, buffer: ExpertBuffer, steps: int, generator: torch.Generator) -> Batch:
+    """So many environment steps: whole sequences for recurrent students, else single steps.
+
+    Features that a restriction hides at random are drawn anew for every sequence or step.
+    """
+    students = learner.students
+    horizon, sequences = buffer.labels.begins.shape
+    if students.recurrent:
+        count = max(1, steps // horizon)
+        index = torch.randint(sequences, (count,), generator=generator)
+        observation = buffer.observation[:, index]
+        labels = Labels(*(field[:, index] for field in buffer.labels))
+    else:
+        count = steps
+        step = torch.randint(horizon, (steps,), generator=generator)
+        index = torch.randint(sequences, (steps,), generator=generator)
+        observation = buffer.observation[step, index][None]
+        labels = Labels(*(field[step, index][None] for field in buffer.labels))
+    visible = _visible(learner, labels.begins, generator)
+    inputs = students.restriction.inputs(observation.float(), visible)
+    return Batch(inputs, students.initial_state(count), labels)
+
+
+def _visible(
+    learner: Learner, begins: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor | None:
+    """One draw per episode of the sequences, [T, B, N, D]."""
+    restriction = learner.students.restriction
+    if not restriction.random:
+        return None
+    drawn = [restriction.draw(begins.shape[1], generator)]
+    for now in begins[1:]:
+        fresh = restriction.draw(begins.shape[1], generator) if bool(now.any()) else drawn[-1]
+        drawn.append(torch.where(now[:, None, None], fresh, drawn[-1]))
+    return torch.stack(drawn)

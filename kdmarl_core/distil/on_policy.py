@@ -5,37 +5,96 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from kdmarl_core.distil.expert_buffer import label
 from kdmarl_core.distil.learner import Learner, OnPolicyPhase, decay
 from kdmarl_core.distil.losses import Terms
-from kdmarl_core.tasks import Task
-from kdmarl_core.teacher.rollout import Collector
+from kdmarl_core.distil.samples import Batch, columns, each_step_alone, label
+from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.seeding import derive_seed
+from kdmarl_core.tasks import BatchStep, Task
+from kdmarl_core.tasks.task import Booleans
+from kdmarl_core.teacher.rollout import Collector, Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 
 
-def learn_on_policy(
-    learner: Learner,
-    task: Task,
-    teacher: Teacher,
-    card: TeacherCard,
-    phase: OnPolicyPhase,
-    seed: int,
-) -> Iterator[tuple[Terms, float]]:
-    """One iteration per item taken: mean terms, and the students' return while sampling."""
-    env = task.make_batch(phase.num_envs)
-    collector = Collector(task.spec, env, phase.rollout_steps, seed)
-    generator = torch.Generator().manual_seed(seed)
-    for iteration in range(phase.iterations):
-        rollout = collector.collect(learner.students.policy, iteration)
-        samples = label(rollout, teacher, card)
+class StudentsActing:
+    """Students as the policy of a rollout that begins with new episodes."""
+
+    def __init__(self, students: StudentTeam, seed: int) -> None:
+        self._students = students
+        self._generator = torch.Generator().manual_seed(seed)
+        self._state = torch.empty(0)
+        self._visible: Tensor | None = None
+        self._inputs: list[Tensor] = []
+
+    def __call__(self, step: BatchStep, begins: Booleans) -> Tensor:
+        """Logits, without gradients."""
+        students, envs = self._students, len(begins)
+        restriction = students.restriction
+        if not self._inputs:
+            self._state = students.initial_state(envs)
+        if restriction.random and begins.any():
+            fresh = restriction.draw(envs, self._generator)
+            anew = torch.from_numpy(begins)[:, None, None]
+            self._visible = (
+                fresh if self._visible is None else torch.where(anew, fresh, self._visible)
+            )
+        with torch.no_grad():
+            inputs = restriction.inputs(torch.from_numpy(step.observation), self._visible)
+            self._inputs.append(inputs)
+            mask, start = torch.from_numpy(step.action_mask), torch.from_numpy(begins)
+            output = students(inputs[None], mask[None], start[None], self._state)
+        self._state = output.state
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def inputs(self) -> Tensor:
+        """What the students read in the rollout, [T, E, N, I]."""
+        return torch.stack(self._inputs)
+
+
+class OnPolicy:
+    """The phase: owns the environments; iteration `k` depends on the seed and `k` only."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        task: Task,
+        teacher: Teacher,
+        card: TeacherCard,
+        phase: OnPolicyPhase,
+        roles: Tensor,
+        seed: int,
+    ) -> None:
+        """`roles` is U_T, [K, teacher's width]."""
+        self._learner, self._phase, self._seed = learner, phase, seed
+        self._teacher, self._card = teacher, card
+        coordinate = phase.weights.structure > 0 or phase.weights.role > 0
+        self._roles = roles if coordinate else None
+        env = task.make_batch(phase.num_envs)
+        self._collector = Collector(task.spec, env, phase.rollout_steps, seed, anew=True)
+
+    def iterate(self, iteration: int) -> tuple[Terms, Rollout]:
+        """One rollout and the updates on it; returns mean terms and what was sampled."""
+        phase, learner = self._phase, self._learner
+        acting = StudentsActing(learner.students, derive_seed(self._seed, iteration, 1))
+        rollout = self._collector.collect(acting, iteration)
+        labels = label(rollout, self._teacher, self._card, self._roles)
+        state = learner.students.initial_state(phase.num_envs)
+        batch = Batch(acting.inputs(), state, labels)
+        if not learner.students.recurrent:
+            batch = each_step_alone(batch)
         rate = decay(phase.learning_rate, iteration, phase.iterations)
         terms = [
-            learner.update(samples.rows(rows), phase.weights, rate)
-            for _ in range(phase.epochs)
-            for rows in torch.randperm(len(samples.action), generator=generator).chunk(
-                phase.minibatches
-            )
+            learner.update(columns(batch, rows), phase.weights, rate)
+            for rows in self._minibatches(batch.labels.begins.shape[1], iteration)
         ]
         means = Terms(*(torch.stack(values).mean() for values in zip(*terms, strict=True)))
-        yield means, rollout.episode_return()
+        return means, rollout
+
+    def _minibatches(self, sequences: int, iteration: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, iteration, 2))
+        for _ in range(self._phase.epochs):
+            order = torch.randperm(sequences, generator=generator)
+            yield from order.chunk(self._phase.minibatches)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,61 +29,153 @@ from kdmarl_core.bundle import (
     TeacherEntry,
     write_bundle,
 )
-from kdmarl_core.distil.coordination import CoordinationHeads, fit_roles
-from kdmarl_core.distil.expert_buffer import Samples, teacher_embedding
+from kdmarl_core.distil.coordination import CoordinationHeads
+from kdmarl_core.distil.expert_buffer import ExpertBuffer, fill_buffer, load_buffer, save_buffer
 from kdmarl_core.distil.learner import Learner, Recipe
 from kdmarl_core.distil.losses import Terms
-from kdmarl_core.distil.offline import fill_buffer, learn_offline
-from kdmarl_core.distil.on_policy import learn_on_policy
+from kdmarl_core.distil.offline import learn_offline
+from kdmarl_core.distil.on_policy import OnPolicy, StudentsActing
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import BundlePlayer, RandomPlayer, TeamPlayer, play, returns
-from kdmarl_core.export import check_agreement, feed_forward_model
+from kdmarl_core.export import check_agreement, student_model
 from kdmarl_core.files import atomic_folder
+from kdmarl_core.interrupt import deferred_interrupt
 from kdmarl_core.metrics import Interval, Returns, normalised_retention
 from kdmarl_core.resources.count import count
 from kdmarl_core.seeding import derive_seed
+from kdmarl_core.teacher.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 from kdmarl_core.team import Robot, Team
 
 BUNDLES = f"*/{MANIFEST}"  # what a folder of bundles is known by
-ROLE_SAMPLES = 6000  # teacher embeddings from which roles are fitted
+CHECKED_EPISODES = 64  # in which ONNX Runtime and torch are compared
 
-# phase, updates or iterations done, of how many, terms, return of sampled episodes (NaN when
-# unknown)
-Report = Callable[[str, int, int, Terms, float], None]
+CHECKPOINT = "checkpoint.safetensors"
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+# phase, updates or iterations done, of how many, terms, return and win rate of sampled episodes
+# (NaN when unknown)
+Report = Callable[[str, int, int, Terms, float, float], None]
+
+
+class Work(NamedTuple):
+    """Everything that decides what students are distilled."""
+
+    team: Team
+    teacher: Teacher
+    card: TeacherCard
+    recipe: Recipe
+    seed: int
+
+    def identity(self) -> str:
+        """A hash: what was begun by other work is not gone on with."""
+        record = [
+            self.team.record(),
+            self.card.weights_sha256,
+            dataclasses.asdict(self.recipe),
+            self.seed,
+        ]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def distil(
-    team: Team, teacher: Teacher, card: TeacherCard, recipe: Recipe, seed: int, report: Report
+    work: Work,
+    report: Report,
+    *,
+    folder: Path,
+    resume: bool = False,
+    buffer_file: Path | None = None,
 ) -> StudentTeam:
-    """Train a team's students (Algorithm 1): offline phase, then on-policy phase."""
+    """Train a team's students (Algorithm 1): offline phase, then on-policy phase.
+
+    Args:
+        work: what to distil, and how.
+        report: called after each update of the first phase and iteration of the second.
+        folder: receives a checkpoint now and then, and loses it at the end.
+        resume: go on from the folder's checkpoint, if there is one.
+        buffer_file: an expert buffer to read, or to write if there is none yet.
+
+    Raises:
+        UserError: a loss is not finite, or checkpoint or buffer are damaged or of other work. The
+            last good checkpoint stays.
+        KeyboardInterrupt: after a checkpoint was written.
+    """
+    team, recipe, seed = work.team, work.recipe, work.seed
     torch.manual_seed(derive_seed(seed, 10))
     students = StudentTeam(team)
-    buffer = fill_buffer(
-        team.task, teacher, card, recipe.offline.buffer_steps, derive_seed(seed, 11)
+    heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
+    learner = Learner(students, heads, recipe)
+    path, identity, done, seconds = folder / CHECKPOINT, work.identity(), 0, 0.0
+    if resume and path.is_file():
+        progress = load_checkpoint(path, learner.learned, learner.optimizer, identity, seed)
+        done, seconds = progress.iteration, progress.seconds
+    buffer = _buffer(work, buffer_file)
+    on_policy = OnPolicy(
+        learner,
+        team.task,
+        work.teacher,
+        work.card,
+        recipe.on_policy,
+        buffer.roles,
+        derive_seed(seed, 13),
     )
-    heads = _coordination_heads(team, teacher, buffer, recipe, seed)
-    learner = Learner(students, teacher, heads, recipe)
-    updates = learn_offline(learner, buffer, recipe.offline, derive_seed(seed, 12))
-    for done, terms in enumerate(updates, 1):
-        report("offline", done, recipe.offline.updates, terms, float("nan"))
-    phase = recipe.on_policy
-    iterations = learn_on_policy(learner, team.task, teacher, card, phase, derive_seed(seed, 13))
-    for done, (terms, mean_return) in enumerate(iterations, 1):
-        report("on-policy", done, phase.iterations, terms, mean_return)
+    begun = saved = time.monotonic()
+    first, second = recipe.offline.updates, recipe.on_policy.iterations
+
+    def keep() -> None:
+        record = Progress(identity, seed, done, seconds + time.monotonic() - begun)
+        save_checkpoint(path, learner.learned, learner.optimizer, record)
+
+    with deferred_interrupt() as interrupted:
+        try:
+            while done < first + second and not interrupted.is_set():
+                if done < first:
+                    terms = learn_offline(
+                        learner, buffer, recipe.offline, done, derive_seed(seed, 12)
+                    )
+                    report("offline", done + 1, first, terms, math.nan, math.nan)
+                else:
+                    terms, rollout = on_policy.iterate(done - first)
+                    report(
+                        "on-policy",
+                        done + 1 - first,
+                        second,
+                        terms,
+                        rollout.episode_return(),
+                        rollout.win_rate(),
+                    )
+                done += 1
+                if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    keep()
+                    saved = time.monotonic()
+        except UserError:
+            keep()
+            raise
+    if done < first + second:
+        keep()
+        raise KeyboardInterrupt
+    path.unlink(missing_ok=True)
     return students
 
 
-def _coordination_heads(
-    team: Team, teacher: Teacher, buffer: Samples, recipe: Recipe, seed: int
-) -> CoordinationHeads:
-    some = buffer.observation[: ROLE_SAMPLES // team.task.spec.num_agents]
-    embedding = teacher_embedding(teacher, some).flatten(0, 1)
-    roles = fit_roles(embedding, recipe.roles, derive_seed(seed, 15))
-    widths = [robot.student.width for robot in team.robots]
-    return CoordinationHeads(widths, recipe.common_width, roles)
+def _buffer(work: Work, file: Path | None) -> ExpertBuffer:
+    recipe = work.recipe
+    if file is not None and file.exists():
+        return load_buffer(file, work.card, recipe.roles)
+    buffer = fill_buffer(
+        work.team.task,
+        work.teacher,
+        work.card,
+        recipe.offline.buffer_steps,
+        recipe.roles,
+        derive_seed(work.seed, 11),
+    )
+    if file is not None:
+        save_buffer(buffer, file)
+    return buffer
 
 
 class Exported(NamedTuple):
@@ -90,29 +187,36 @@ class Exported(NamedTuple):
     draft: Manifest  # without measurement
 
 
-def export(team: Team, students: StudentTeam, card: TeacherCard, seed: int) -> list[Exported]:
-    """ONNX models of all robots, checked against torch on observations that students met.
+def export(work: Work, students: StudentTeam) -> list[Exported]:
+    """ONNX models of all robots, checked against torch on episodes that the students played.
 
     Raises:
         UserError: a model differs from torch.
     """
-    spec = team.task.spec
+    team = work.team
+    spec, seed = team.task.spec, derive_seed(work.seed, 14)
+    acting = StudentsActing(students, seed)
     collector = Collector(
-        spec, team.task.make_batch(64), spec.episode_steps, derive_seed(seed, 14)
+        spec, team.task.make_batch(CHECKED_EPISODES), spec.episode_steps, seed, anew=True
     )
-    rollout = collector.collect(students.policy, 0)
-    seen, mask = rollout.observation.flatten(0, 1), rollout.action_mask.flatten(0, 1)
+    rollout = collector.collect(acting, 0)
+    inputs, begins = acting.inputs(), rollout.begins
+    state = students.initial_state(CHECKED_EPISODES)
     with torch.no_grad():
-        restricted = students.restrict(seen)
-        logits = students(restricted, mask).logits.numpy()
+        logits = students(inputs, torch.ones_like(rollout.action_mask), begins, state).logits
     exported = []
     for index, robot in enumerate(team.robots):
-        model = feed_forward_model(students.layers(index))
-        draft = _draft(team, robot, model, card)
+        model = student_model(students.layers(index))
+        draft = _draft(team, robot, model, work.card)
         policy = BundlePolicy(draft, model, f"{robot.name}/{MODEL}")
-        own = restricted[:, index, : draft.observation_size].numpy()
-        found = np.stack([policy.logits(observation) for observation in own])
-        expected = logits[:, index, : len(robot.agent.actions)]
+        own = inputs[:, :, index, : draft.observation_size].numpy()
+        found = np.empty((*begins.shape, len(robot.agent.actions)), np.float32)
+        for episode in range(CHECKED_EPISODES):
+            for step in range(len(begins)):
+                if begins[step, episode]:
+                    policy.reset()
+                found[step, episode] = policy.logits(own[step, episode])
+        expected = logits[:, :, index, : len(robot.agent.actions)].numpy()
         difference = check_agreement(robot.name, found, expected)
         exported.append(Exported(robot, model, difference, draft))
     return exported
@@ -138,9 +242,9 @@ def measure(
     spec = team.task.spec
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     players: dict[str, TeamPlayer] = {
-        "student": BundlePlayer(policies, spec.agents),
+        "student": BundlePlayer(policies, team),
         "teacher": TeacherPlayer(teacher, spec),
-        "random": RandomPlayer(spec),
+        "random": RandomPlayer(),
     }
     env = team.task.make_reference()
     played: dict[str, Returns] = {}
@@ -196,7 +300,11 @@ def _draft(team: Team, robot: Robot, model: bytes, card: TeacherCard) -> Manifes
         actions=robot.agent.actions,
         safe_action=robot.safe_action,
         student=StudentEntry(
-            robot.student.network, robot.student.width, cost.parameters, cost.flops
+            robot.student.network,
+            robot.student.width,
+            cost.parameters,
+            cost.flops,
+            robot.student.width if robot.student.network == "gru" else 0,
         ),
         teacher=TeacherEntry(team.teacher, card.weights_sha256),
         measured=None,

@@ -10,7 +10,7 @@ from kdmarl_core.errors import UserError
 
 # Operators that move or compare numbers, or are one operation per element and thus not
 # multiply-adds.
-_WITHOUT_MACS = {"Relu", "Tanh", "Sigmoid", "Add", "Sub", "Mul", "Identity", "Concat", "Slice"}
+_WITHOUT_MACS = {"Relu", "Tanh", "Sigmoid", "Add", "Sub", "Mul", "Split"}
 
 
 class Cost(NamedTuple):

@@ -1,6 +1,13 @@
 """Cooperative games behind one contract: named blocks in, actions out."""
 
-from kdmarl_core.tasks.blocks import Block, block_columns, select_blocks, select_columns
+from kdmarl_core.tasks.blocks import (
+    Block,
+    block_columns,
+    live_columns,
+    select_blocks,
+    select_columns,
+    visible_block,
+)
 from kdmarl_core.tasks.registry import make_task, task_names
 from kdmarl_core.tasks.task import (
     AgentSpec,
@@ -11,6 +18,7 @@ from kdmarl_core.tasks.task import (
     ReferenceEnv,
     Task,
     TaskSpec,
+    View,
 )
 
 __all__ = [
@@ -23,9 +31,12 @@ __all__ = [
     "ReferenceEnv",
     "Task",
     "TaskSpec",
+    "View",
     "block_columns",
+    "live_columns",
     "make_task",
     "select_blocks",
     "select_columns",
     "task_names",
+    "visible_block",
 ]

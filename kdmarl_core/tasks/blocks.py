@@ -17,6 +17,7 @@ class Block:
     size: int
     unit: str
     description: str = ""
+    idle: tuple[int, ...] = ()  # features of the block that never change in this task
 
 
 def block_columns(blocks: Sequence[Block]) -> dict[str, slice]:
@@ -47,3 +48,17 @@ def select_columns(blocks: Sequence[Block], kept: Sequence[Block]) -> npt.NDArra
     """Indices of the kept blocks' features in the concatenated observation, shape [D_S]."""
     columns = block_columns(blocks)
     return np.concatenate([np.arange(columns[b.name].start, columns[b.name].stop) for b in kept])
+
+
+def live_columns(blocks: Sequence[Block]) -> npt.NDArray[np.int64]:
+    """Indices of the features of the blocks' concatenation that can change, in order."""
+    columns = block_columns(blocks)
+    idle = {columns[block.name].start + feature for block in blocks for feature in block.idle}
+    size = sum(block.size for block in blocks)
+    return np.array([column for column in range(size) if column not in idle], np.int64)
+
+
+def visible_block(sensors: Sequence[Block]) -> Block:
+    """The block that tells which features of the sensors' concatenation are not hidden."""
+    size = sum(block.size for block in sensors)
+    return Block("visible", size, "1", "whether each sensor feature is visible this episode")

@@ -5,18 +5,17 @@ Both heavy imports happen when a simulator is made, so that a task's description
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from kdmarl_core.errors import unknown
 from kdmarl_core.tasks.blocks import Block
+from kdmarl_core.tasks.jaxmarl import import_quietly
+from kdmarl_core.tasks.opponent import Layers, Match, Opponent, greedy, load_opponent
 from kdmarl_core.tasks.task import (
     AgentSpec,
     BatchEnv,
@@ -28,6 +27,7 @@ from kdmarl_core.tasks.task import (
     ReferenceEnv,
     Task,
     TaskSpec,
+    View,
 )
 
 EPISODE_STEPS = 25
@@ -44,7 +44,13 @@ def simple_spread(num_agents: int = 3) -> MpeTask:
         Block(
             "others", 2 * (num_agents - 1), "m", "other robots relative to the robot, x, y each"
         ),
-        Block("messages", 2 * (num_agents - 1), "1", "the scenario's silent channel: always zero"),
+        Block(
+            "messages",
+            2 * (num_agents - 1),
+            "1",
+            "the scenario's silent channel: always zero",
+            idle=tuple(range(2 * (num_agents - 1))),
+        ),
     )
     agents = tuple(AgentSpec(f"agent_{i}", blocks, MOVES) for i in range(num_agents))
     name = "simple_spread" if num_agents == 3 else f"simple_spread_{num_agents}"
@@ -82,12 +88,56 @@ def simple_speaker_listener() -> MpeTask:
     )
 
 
-def tasks() -> Mapping[str, Callable[[], Task]]:
+def simple_adversary() -> MpeTask:
+    """Two robots cover a goal and a decoy; an adversary that must not find out which is which.
+
+    Only the robots know which landmark is the goal. They are rewarded for the nearest robot's
+    closeness to it and for the adversary's distance from it. The adversary is a frozen opponent:
+    it was trained together with a team of its own.
+    """
+    landmarks = Block("landmarks", 4, "m", "both landmarks relative to the robot, x, y each")
+    robot = (
+        Block("goal", 2, "m", "the landmark to be reached, relative to the robot, x, y"),
+        landmarks,
+        Block("adversary", 2, "m", "the adversary relative to the robot, x, y"),
+        Block("teammates", 2, "m", "the other robot relative to the robot, x, y"),
+    )
+    adversary = (landmarks, Block("others", 4, "m", "both robots relative to it, x, y each"))
+    return MpeTask(
+        # No velocity and nothing of the adversary is missing from the joint state: what the
+        # adversary sees are differences of what the robots see, and nobody sees a velocity.
+        spec=_spec(
+            "simple_adversary", tuple(AgentSpec(f"agent_{i}", robot, MOVES) for i in (0, 1))
+        ),
+        mpe2_module="simple_adversary_v3",
+        mpe2_options={},
+        jaxmarl_class="SimpleAdversaryMPE",
+        jaxmarl_options={},
+        opponent=Opponent(
+            AgentSpec("adversary_0", adversary, MOVES), "mpe_simple_adversary_opponent"
+        ),
+    )
+
+
+def tasks() -> Mapping[str, Callable[[], MpeTask]]:
     """The scenarios of this family by their short name."""
     return {
+        "simple_adversary": simple_adversary,
         "simple_spread": simple_spread,
         "simple_speaker_listener": simple_speaker_listener,
     }
+
+
+def make_match(name: str, num_envs: int) -> Match:
+    """The task of that name with its opponent not frozen but played from outside, to train both.
+
+    Raises:
+        UserError: no such task, or it has no opponent.
+    """
+    playable = {task.spec.name: task for make in tasks().values() if (task := make()).opponent}
+    if name not in playable:
+        raise unknown("task with an opponent to train", name, playable)
+    return _JaxMatch(playable[name], num_envs)
 
 
 def _spec(name: str, agents: tuple[AgentSpec, ...]) -> TaskSpec:
@@ -111,6 +161,7 @@ class MpeTask:
     mpe2_options: Mapping[str, Any]
     jaxmarl_class: str
     jaxmarl_options: Mapping[str, Any]
+    opponent: Opponent | None = None  # plays frozen
 
     def make_batch(self, num_envs: int) -> BatchEnv:
         """JaxMARL's simulator, jitted and vectorised."""
@@ -123,19 +174,65 @@ class MpeTask:
 
 class _JaxBatch:
     def __init__(self, task: MpeTask, num_envs: int) -> None:
+        frozen = {}
+        if task.opponent:
+            frozen[task.opponent.agent] = load_opponent(task.opponent, task.spec.name)
+        self._episodes = _JaxEpisodes(task, [task.spec], frozen, num_envs)
+
+    def reset(self, seed: int) -> BatchStep:
+        return self._episodes.reset(seed)[0]
+
+    def step(self, actions: Integers) -> BatchStep:
+        return self._episodes.step([actions])[0]
+
+
+class _JaxMatch:
+    def __init__(self, task: MpeTask, num_envs: int) -> None:
+        assert task.opponent
+        self.sides = (task.spec, replace(task.spec, agents=(task.opponent.agent,)))
+        self._episodes = _JaxEpisodes(task, self.sides, {}, num_envs)
+
+    def reset(self, seed: int) -> tuple[BatchStep, BatchStep]:
+        team, opponent = self._episodes.reset(seed)
+        return team, opponent
+
+    def step(self, team: Integers, opponent: Integers) -> tuple[BatchStep, BatchStep]:
+        shown = self._episodes.step([team, opponent])
+        return shown[0], shown[1]
+
+
+class _JaxEpisodes:
+    """Episodes that one or more sides play.
+
+    Every agent of the simulator is on one of the `sides` or `frozen`. All sides are shown the
+    joint state of the first.
+    """
+
+    def __init__(
+        self,
+        task: MpeTask,
+        sides: Sequence[TaskSpec],
+        frozen: Mapping[AgentSpec, Layers],
+        num_envs: int,
+    ) -> None:
         import jax
         import jax.numpy as jnp
 
-        with _silent_stdout():
-            mpe = importlib.import_module("jaxmarl.environments.mpe")
+        mpe = import_quietly("jaxmarl.environments.mpe")
         # JaxMARL compares the step counter before it counts: 24 gives episodes of 25 steps.
         env = getattr(mpe, task.jaxmarl_class)(max_steps=EPISODE_STEPS - 1, **task.jaxmarl_options)
-        spec = task.spec
-        widths = [spec.observation_size - agent.observation_size for agent in spec.agents]
+
+        def pad(observations: Mapping[str, Any], side: TaskSpec) -> Any:
+            return jnp.stack(
+                [
+                    jnp.pad(observations[a.name], (0, side.observation_size - a.observation_size))
+                    for a in side.agents
+                ]
+            )
 
         def show(observations: Mapping[str, Any], clock: Any) -> tuple[Any, Any]:
-            own = [observations[name] for name in env.agents]
-            padded = jnp.stack([jnp.pad(o, (0, w)) for o, w in zip(own, widths, strict=True)])
+            own = [observations[agent.name] for agent in task.spec.agents]
+            padded = [pad(observations, side) for side in sides]
             return padded, jnp.concatenate([*own, clock[None]])
 
         def reset_one(key: Any) -> tuple[Any, Any, Any]:
@@ -143,50 +240,67 @@ class _JaxBatch:
             return state, *show(observations, jnp.float32(0))
 
         def step_one(state: Any, actions: Any, key: Any) -> tuple[Any, Any, Any, Any]:
-            named = {name: actions[i] for i, name in enumerate(env.agents)}
+            named = {
+                agent.name: action
+                for side, of_side in zip(sides, actions, strict=True)
+                for agent, action in zip(side.agents, of_side, strict=True)
+            }
+            if frozen:
+                seen = env.get_obs(state)
+                named |= {a.name: greedy(layers, seen[a.name]) for a, layers in frozen.items()}
             observations, state, rewards, _, _ = env.step_env(key, state, named)
             clock = state.step.astype(jnp.float32) / EPISODE_STEPS
-            reward = jnp.mean(jnp.stack([rewards[name] for name in env.agents]))
-            return state, *show(observations, clock), reward
+            means = [
+                jnp.mean(jnp.stack([rewards[agent.name] for agent in side.agents]))
+                for side in sides
+            ]
+            return state, *show(observations, clock), means
 
         self._jax = jax
         self._reset = jax.jit(jax.vmap(reset_one))
         self._step = jax.jit(jax.vmap(step_one, in_axes=(0, 0, None)))
         self._num_envs = num_envs
-        self._mask = np.tile(spec.action_exists, (num_envs, 1, 1))
+        self._masks = [np.tile(side.action_exists, (num_envs, 1, 1)) for side in sides]
         self._key = jax.random.PRNGKey(0)
         self._state: Any = None
         self._steps = 0
 
-    def reset(self, seed: int) -> BatchStep:
+    def reset(self, seed: int) -> list[BatchStep]:
         self._key = self._jax.random.PRNGKey(seed)
-        observation, state = self._begin()
-        return self._show(observation, state, np.zeros(self._num_envs, np.float32), done=False)
+        observations, state = self._begin()
+        rewards = [np.zeros(self._num_envs, np.float32)] * len(self._masks)
+        return self._show(observations, state, rewards, done=False)
 
-    def step(self, actions: Integers) -> BatchStep:
-        self._state, observation, state, reward = self._step(
-            self._state, actions.astype(np.int32), self._key
+    def step(self, actions: Sequence[Integers]) -> list[BatchStep]:
+        self._state, observations, state, rewards = self._step(
+            self._state, [of_side.astype(np.int32) for of_side in actions], self._key
         )
         self._steps += 1
         done = self._steps == EPISODE_STEPS
         if done:
-            observation, state = self._begin()
-        return self._show(observation, state, reward, done=done)
+            observations, state = self._begin()
+        return self._show(observations, state, rewards, done=done)
 
     def _begin(self) -> tuple[Any, Any]:
         self._key, key = self._jax.random.split(self._key)
         self._steps = 0
-        self._state, observation, state = self._reset(self._jax.random.split(key, self._num_envs))
-        return observation, state
+        self._state, observations, state = self._reset(self._jax.random.split(key, self._num_envs))
+        return observations, state
 
-    def _show(self, observation: Any, state: Any, reward: Any, *, done: bool) -> BatchStep:
-        return BatchStep(
-            np.array(observation),
-            np.array(state),
-            self._mask,
-            np.array(reward),
-            np.full(self._num_envs, done),
-        )
+    def _show(
+        self, observations: Sequence[Any], state: Any, rewards: Sequence[Any], *, done: bool
+    ) -> list[BatchStep]:
+        return [
+            BatchStep(
+                np.array(observation),
+                np.array(state),
+                mask,
+                np.array(reward),
+                np.full(self._num_envs, done),
+                np.zeros(self._num_envs, np.bool_),
+            )
+            for observation, mask, reward in zip(observations, self._masks, rewards, strict=True)
+        ]
 
 
 class _Mpe2Episode:
@@ -194,47 +308,48 @@ class _Mpe2Episode:
         module = importlib.import_module(f"mpe2.{task.mpe2_module}")
         self._env = module.parallel_env(max_cycles=EPISODE_STEPS, **task.mpe2_options)
         self._names = [agent.name for agent in task.spec.agents]
+        self._masks = tuple(np.ones(len(agent.actions), np.bool_) for agent in task.spec.agents)
+        self._frozen = {}
+        if task.opponent:
+            self._frozen[task.opponent.agent.name] = load_opponent(task.opponent, task.spec.name)
+        self._seen: Mapping[str, Any] = {}
+        self._steps = 0
 
-    def reset(self, seed: int) -> tuple[Floats, ...]:
+    def reset(self, seed: int) -> View:
         observations, _ = self._env.reset(seed=seed)
-        return self._as_floats(observations)
+        self._steps = 0
+        return self._view(observations)
 
     def step(self, actions: Sequence[int]) -> Outcome:
         chosen = dict(zip(self._names, map(int, actions), strict=True))
+        for name, layers in self._frozen.items():
+            chosen[name] = int(greedy(layers, self._seen[name].astype(np.float32)))
         observations, rewards, terminated, truncated, _ = self._env.step(chosen)
         done = any(terminated.values()) or any(truncated.values())
         reward = sum(rewards[name] for name in self._names) / len(self._names)
-        return Outcome(self._as_floats(observations), float(reward), done, "")
+        self._steps += 1
+        return Outcome(self._view(observations), float(reward), done, "")
 
     def scene(self) -> list[Entity]:
         world = self._env.unwrapped.world
-        kinds = [("agent", world.agents), ("landmark", world.landmarks)]
         return [
             Entity(
                 item.name,
-                kind,
+                self._kind(item.name),
                 float(item.state.p_pos[0]),
                 float(item.state.p_pos[1]),
                 float(item.size),
             )
-            for kind, items in kinds
-            for item in items
+            for item in (*world.agents, *world.landmarks)
         ]
 
-    def _as_floats(self, observations: Mapping[str, Any]) -> tuple[Floats, ...]:
-        return tuple(np.asarray(observations[name], np.float32) for name in self._names)
+    def _kind(self, name: str) -> str:
+        if name in self._frozen:
+            return "enemy"
+        return "agent" if name in self._names else "landmark"
 
-
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Keep JaxMARL's greetings out of our figures; what it imports undoes `redirect_stdout`."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    with Path(os.devnull).open("wb") as null:
-        os.dup2(null.fileno(), 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+    def _view(self, observations: Mapping[str, Any]) -> View:
+        self._seen = observations
+        own = tuple(np.asarray(observations[name], np.float32) for name in self._names)
+        clock = np.array([self._steps / EPISODE_STEPS], np.float32)
+        return View(own, np.concatenate([*own, clock]), self._masks)

@@ -7,6 +7,8 @@ Shapes: `E` environments, `N` agents, `D` features of the widest observation, `A
 widest action set, `S` features of the joint state.
 """
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,8 @@ from kdmarl_core.tasks.blocks import Block
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
+
+LONGEST_SLUG = 100  # letters; file systems allow 255 bytes, and more is added
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class TaskSpec:
     ends_early: bool  # False: every episode has exactly `episode_steps`
     state_size: int
     rate_hz: float  # decisions per second of simulated time
+    # Whether the joint state holds more than all blocks together: the teacher then reads it, too.
+    partially_observable: bool = False
+    legal_actions_vary: bool = False  # whether an action can be impossible at some steps
+    can_be_won: bool = False  # whether episodes are won or lost, and win rate is the score
+
+    @property
+    def slug(self) -> str:
+        """The name as that of a file or folder; names that differ there may share one."""
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)
+        if len(plain) <= LONGEST_SLUG:
+            return plain
+        return f"{plain[:LONGEST_SLUG]}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
     def num_agents(self) -> int:
@@ -98,6 +114,7 @@ class BatchStep(NamedTuple):
     action_mask: Booleans  # [E, N, A]
     reward: Floats  # [E] team reward of the step just made
     done: Booleans  # [E]
+    won: Booleans  # [E] whether the episode that ended with this step was won
 
 
 class BatchEnv(Protocol):
@@ -110,10 +127,18 @@ class BatchEnv(Protocol):
         """Apply actions [E, N]; episodes that end are followed by new ones."""
 
 
+class View(NamedTuple):
+    """What the reference environment shows at a moment."""
+
+    observations: tuple[Floats, ...]  # one vector per agent, its own size
+    state: Floats  # [S] joint state
+    action_masks: tuple[Booleans, ...]  # one per agent, whether each of its own actions is legal
+
+
 class Outcome(NamedTuple):
     """One step of the reference environment."""
 
-    observations: tuple[Floats, ...]  # one vector per agent, its own size
+    view: View
     reward: float  # team reward: the mean of the agents' rewards
     done: bool
     label: str  # "won", "lost", or "" where a task has no such notion
@@ -123,7 +148,7 @@ class Entity(NamedTuple):
     """Something to draw: position and radius in metres."""
 
     name: str
-    kind: str  # "agent" or "landmark"
+    kind: str  # "agent", "enemy" or "landmark"
     x_m: float
     y_m: float
     radius_m: float
@@ -132,14 +157,14 @@ class Entity(NamedTuple):
 class ReferenceEnv(Protocol):
     """The task's own implementation, one episode at a time."""
 
-    def reset(self, seed: int) -> tuple[Floats, ...]:
-        """Begin the episode of that seed; returns one observation per agent."""
+    def reset(self, seed: int) -> View:
+        """Begin the episode of that seed."""
 
     def step(self, actions: Sequence[int]) -> Outcome:
         """Apply one action per agent."""
 
     def scene(self) -> list[Entity]:
-        """What can be drawn of the present moment."""
+        """What can be drawn of the present moment; empty where a task cannot be drawn."""
 
 
 class Task(Protocol):

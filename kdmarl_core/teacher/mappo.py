@@ -19,6 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import check_above_zero, check_at_least, check_share
+from kdmarl_core.tasks import BatchStep
+from kdmarl_core.tasks.task import Booleans
 from kdmarl_core.teacher.returns import gae, ppo_clip
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Architecture, Teacher, mask_logits
@@ -73,7 +75,7 @@ class Recipe:
 class Minibatch(NamedTuple):
     """Shuffled environment steps."""
 
-    inputs: Tensor  # [B, N, D] and the agent's index, if there is one
+    inputs: Tensor  # what the actor reads, [B, N, I]
     action_mask: Tensor  # [B, N, A]
     action: Tensor  # [B, N]
     log_prob: Tensor  # [B, N]
@@ -100,10 +102,14 @@ class Mappo:
         )
         self._dtype = PRECISIONS[recipe.precision]
 
-    def policy(self, observation: Tensor, action_mask: Tensor) -> Tensor:
+    def policy(self, step: BatchStep, begins: Booleans) -> Tensor:
         """Logits for a rollout, without gradients."""
         with torch.no_grad(), self._autocast():
-            return self.teacher.logits(observation, action_mask)
+            return self.teacher.logits(
+                torch.from_numpy(step.observation),
+                torch.from_numpy(step.state),
+                torch.from_numpy(step.action_mask),
+            )
 
     def update(
         self, rollout: Rollout, iteration: int, generator: torch.Generator
@@ -138,7 +144,9 @@ class Mappo:
         advantage = gae(reward, value, rollout.done, recipe.gamma, recipe.gae_lambda)
         normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         flat = Minibatch(
-            inputs=self.teacher.actor_inputs(rollout.observation).to(self._dtype),
+            inputs=self.teacher.actor_inputs(rollout.observation, rollout.state[:-1]).to(
+                self._dtype
+            ),
             action_mask=rollout.action_mask,
             action=rollout.action,
             log_prob=rollout.log_prob,

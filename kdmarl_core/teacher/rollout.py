@@ -12,9 +12,11 @@ from torch import Tensor
 
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import BatchEnv, BatchStep, TaskSpec
+from kdmarl_core.tasks.task import Booleans
 
-# observation [E, N, D] and action mask [E, N, A] -> logits [E, N, A], minus infinity where masked
-Policy = Callable[[Tensor, Tensor], Tensor]
+# What is shown, and which environments [E] begin an episode with it (where a policy forgets the
+# past) -> logits [E, N, A], very negative where an action is not legal.
+Policy = Callable[[BatchStep, Booleans], Tensor]
 
 
 class Rollout(NamedTuple):
@@ -27,39 +29,52 @@ class Rollout(NamedTuple):
     log_prob: Tensor  # [T, E, N], of the policy that acted
     reward: Tensor  # [T, E] team reward
     done: Tensor  # [T, E]
+    begins: Tensor  # [T, E], whether an episode begins with this step's observation
+    won: Tensor  # [T, E], whether an episode ended with this step and was won
 
     def episode_return(self) -> float:
         """Team reward per episode that ended in this rollout; NaN where none did."""
         ended = int(self.done.sum())
         return float(self.reward.sum()) / ended if ended else float("nan")
 
+    def win_rate(self) -> float:
+        """Share of the episodes that ended in this rollout that were won; NaN where none did."""
+        ended = int(self.done.sum())
+        return float(self.won.sum()) / ended if ended else float("nan")
+
 
 class Collector:
     """Rolls a policy out; rollout `k` of a seed is the same whatever ran before it.
 
-    That holds for tasks whose episodes all have one length, if `steps` is a multiple of it: every
-    rollout then begins with new episodes. Otherwise episodes go on from rollout to rollout.
+    That holds where every rollout begins with new episodes: if asked for (`anew`), and for tasks
+    whose episodes all have one length, if `steps` is a multiple of it. Otherwise episodes go on
+    from rollout to rollout.
     """
 
-    def __init__(self, spec: TaskSpec, env: BatchEnv, steps: int, seed: int) -> None:
-        self._spec, self._env, self._steps, self._seed = spec, env, steps, seed
-        self._whole_episodes = not spec.ends_early and steps % spec.episode_steps == 0
+    def __init__(
+        self, spec: TaskSpec, env: BatchEnv, steps: int, seed: int, *, anew: bool = False
+    ) -> None:
+        self._env, self._steps, self._seed = env, steps, seed
+        self._anew = anew or (not spec.ends_early and steps % spec.episode_steps == 0)
         self._now: BatchStep | None = None
 
     def collect(self, policy: Policy, index: int) -> Rollout:
         """Rollout number `index`, actions drawn from the policy."""
         seed = derive_seed(self._seed, index)
         generator = torch.Generator().manual_seed(seed)
-        if self._now is None or self._whole_episodes:
+        if self._now is None or self._anew:
             self._now = self._env.reset(seed)
+            begins = [np.ones_like(self._now.done)]
+        else:
+            begins = [self._now.done]
         shown, actions, log_probs = [self._now], [], []
         for _ in range(self._steps):
-            now = shown[-1]
-            logits = policy(torch.from_numpy(now.observation), torch.from_numpy(now.action_mask))
+            logits = policy(shown[-1], begins[-1])
             action, log_prob = sample(logits, generator)
             actions.append(action)
             log_probs.append(log_prob)
             shown.append(self._env.step(action.numpy()))
+            begins.append(shown[-1].done)
         self._now = shown[-1]
         return Rollout(
             observation=_stack([s.observation for s in shown[:-1]]),
@@ -69,6 +84,8 @@ class Collector:
             log_prob=torch.stack(log_probs),
             reward=_stack([s.reward for s in shown[1:]]),
             done=_stack([s.done for s in shown[1:]]),
+            begins=_stack(begins[:-1]),
+            won=_stack([s.won for s in shown[1:]]),
         )
 
 

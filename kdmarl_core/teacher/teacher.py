@@ -43,8 +43,10 @@ class Architecture:
 class Teacher(nn.Module):
     """Actor pi_T with parameters shared by all agents, and critic V_T on the joint state.
 
-    Agents that sense and act alike are not told apart: an index lets them settle for fixed roles,
-    and measured worse in simple_spread. Others get a one-hot index behind their observation.
+    The actor sees everything: an agent's whole observation and, where all observations together do
+    not tell the joint state, that as well. Agents that sense and act alike are not told apart: an
+    index lets them settle for fixed roles, and measured worse in simple_spread. Others get a
+    one-hot index behind their observation.
     """
 
     def __init__(self, spec: TaskSpec, architecture: Architecture) -> None:
@@ -53,24 +55,28 @@ class Teacher(nn.Module):
         self._agent_index = torch.zeros(spec.num_agents, 0)
         if not spec.homogeneous:
             self._agent_index = torch.eye(spec.num_agents)
-        inputs = spec.observation_size + self._agent_index.shape[1]
+        privileged = spec.state_size if spec.partially_observable else 0
+        inputs = spec.observation_size + privileged + self._agent_index.shape[1]
         self.actor = Mlp(inputs, hidden, spec.num_actions, head_gain=0.01)
         self.critic = Mlp(spec.state_size, hidden, 1, head_gain=1.0)
         self.spec = spec
         self.architecture = architecture
 
-    def actor_inputs(self, observation: Tensor) -> Tensor:
-        """Observation [..., N, D], with each agent's index behind it if agents differ."""
-        index = self._agent_index.expand(*observation.shape[:-1], -1)
-        return torch.cat([observation, index], -1)
+    def actor_inputs(self, observation: Tensor, state: Tensor) -> Tensor:
+        """What the actor reads, of observation [..., N, D] and joint state [..., S]."""
+        parts = [observation, self._agent_index.expand(*observation.shape[:-1], -1)]
+        if self.spec.partially_observable:
+            parts.insert(1, state[..., None, :].expand(*observation.shape[:-1], -1))
+        return torch.cat(parts, -1)
 
-    def logits(self, observation: Tensor, action_mask: Tensor) -> Tensor:
+    def logits(self, observation: Tensor, state: Tensor, action_mask: Tensor) -> Tensor:
         """Unnormalised log-probabilities [..., N, A], very negative where the mask is false."""
-        return mask_logits(self.actor(self.actor_inputs(observation)).float(), action_mask)
+        inputs = self.actor_inputs(observation, state)
+        return mask_logits(self.actor(inputs).float(), action_mask)
 
-    def embed(self, observation: Tensor) -> Tensor:
+    def embed(self, observation: Tensor, state: Tensor) -> Tensor:
         """Last hidden embedding phi_T of each agent, [..., N, W]."""
-        return self.actor.embed(self.actor_inputs(observation))
+        return self.actor.embed(self.actor_inputs(observation, state))
 
     def value(self, state: Tensor) -> Tensor:
         """V_T of the joint state [..., S], shape [...]; in the units of the training reward."""

@@ -69,7 +69,8 @@ def train(
             generator = torch.Generator().manual_seed(derive_seed(seed, 1, done))
             figures = learner.update(rollout, done, generator)
             done += 1
-            report(done, figures | {"return": rollout.episode_return()})
+            sampled = {"return": rollout.episode_return(), "win_rate": rollout.win_rate()}
+            report(done, figures | sampled)
             if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 keep()
                 saved = time.monotonic()

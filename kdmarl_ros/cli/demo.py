@@ -39,6 +39,8 @@ def demo_command(arguments: argparse.Namespace) -> None:
         recipe=None,
         output=str(folder / "bundles"),
         overwrite=True,
+        resume=False,
+        buffer=None,
         episodes=1000,
         threads=2,
         seed=arguments.seed,
@@ -61,13 +63,13 @@ def demo_command(arguments: argparse.Namespace) -> None:
 def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, Any]) -> None:
     import numpy as np
 
-    from kdmarl_core.export import feed_forward_model
+    from kdmarl_core.export import Layer, student_model
     from kdmarl_core.metrics import normalised_retention, percent
     from kdmarl_core.resources.count import count
 
     returns = done.played.returns
     over_ros = np.array([episode.team_return for episode in flown])
-    model = feed_forward_model(done.teacher.actor.dense_layers())
+    model = student_model([Layer(*layer) for layer in done.teacher.actor.dense_layers()])
     cost = count(model)
     teacher_cost = [f"{cost.parameters:,}", f"{cost.flops:,}", f"{len(model):,}"]
     students = [item.draft.student for item in done.exported]

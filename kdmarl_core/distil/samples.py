@@ -1,0 +1,88 @@
+"""Labelled experience: what a policy met, and what the frozen teacher says about it.
+
+Shapes: `T` steps, `B` sequences side by side, `N` robots, `D` features, `A` actions, `I` student
+inputs, `K` roles, `P` pairs of robots.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdmarl_core.distil.losses import pair_cosines
+from kdmarl_core.teacher.returns import gae
+from kdmarl_core.teacher.rollout import Rollout
+from kdmarl_core.teacher.teacher import Teacher, TeacherCard, mask_logits
+
+
+class Labels(NamedTuple):
+    """Steps and the teacher's judgement of them."""
+
+    action_mask: Tensor  # [T, B, N, A]
+    action: Tensor  # [T, B, N]
+    behaviour: Tensor  # [T, B, N] log-probability under the policy that acted
+    begins: Tensor  # [T, B], whether an episode begins with this step
+    advantage: Tensor  # [T, B] A_T, normalised
+    teacher_logits: Tensor  # [T, B, N, A], not masked
+    cosines: Tensor  # [T, B, P] between the teacher's embeddings of robots j < i
+    roles: Tensor  # [T, B, N, K] the teacher's role scores U_T phi_T
+
+
+class Batch(NamedTuple):
+    """What one gradient step reads."""
+
+    inputs: Tensor  # [T, B, N, I], from `Restriction.inputs`
+    state: Tensor  # [N, B, W] of recurrent students before the first step
+    labels: Labels
+
+
+def label(rollout: Rollout, teacher: Teacher, card: TeacherCard, roles: Tensor | None) -> Labels:
+    """Let the frozen teacher judge a rollout, whoever acted in it.
+
+    A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
+    which the teacher was trained, then normalised. Cosines and role scores are empty without U_T
+    `roles` [K, W]. Matrix products run in bfloat16.
+    """
+    state = rollout.state[:-1]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        value = teacher.value(rollout.state)
+        embedding = teacher.embed(rollout.observation, state)
+        logits = teacher.actor.head(embedding).float()
+        embedding = embedding.float()
+    reward = rollout.reward * card.reward_scale
+    advantage = gae(reward, value, rollout.done, card.gamma, card.gae_lambda)
+    return Labels(
+        action_mask=rollout.action_mask,
+        action=rollout.action,
+        behaviour=rollout.log_prob,
+        begins=rollout.begins,
+        advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
+        teacher_logits=logits,
+        cosines=embedding.new_zeros(*embedding.shape[:2], 0)
+        if roles is None
+        else pair_cosines(embedding),
+        roles=embedding.new_zeros(*embedding.shape[:3], 0)
+        if roles is None
+        else embedding @ roles.T,
+    )
+
+
+def masked_teacher_logits(labels: Labels) -> Tensor:
+    """The teacher's logits with actions that are not legal made very negative."""
+    return mask_logits(labels.teacher_logits.float(), labels.action_mask)
+
+
+def each_step_alone(batch: Batch) -> Batch:
+    """Steps as sequences of length one, [1, T * B]: how feed-forward students see them."""
+    flat = Labels(*(field.flatten(0, 1)[None] for field in batch.labels))
+    return Batch(batch.inputs.flatten(0, 1)[None], batch.state, flat)
+
+
+def columns(batch: Batch, index: Tensor) -> Batch:
+    """The sequences of these indices."""
+    state = batch.state if batch.state.shape[-1] == 0 else batch.state[:, index]
+    return Batch(
+        batch.inputs[:, index], state, Labels(*(field[:, index] for field in batch.labels))
+    )
