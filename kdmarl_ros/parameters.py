@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,14 @@ from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_ros.qos import RELIABILITIES
 
 P = TypeVar("P")
+
+# ROS tells whole numbers from others by their point.
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a point, such as 1.0",
+    str: "a text",
+}
 
 _TYPES = {
     bool: Parameter.Type.BOOL,
@@ -61,6 +70,19 @@ class PolicyParameters:
         "QoS of the sensor subscriptions", "best_effort", choices=tuple(RELIABILITIES)
     )
     autostart: bool = _field("configure and activate at start-up", True)
+    robot_type: str = _field(
+        "name of the robot's type: the launch lays the parameters of that type under its own", ""
+    )
+    sensor_map: str = _field(
+        "file that maps topics to blocks and actions to commands; empty: sensors/<block> only", ""
+    )
+
+    def __post_init__(self) -> None:
+        if self.sensor_map and self.mode != "real_time":
+            raise UserError(
+                f"sensor_map: mode is {self.mode}, but real sensors know no steps; set mode to "
+                "real_time"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,12 +117,34 @@ def declare(node: Node, kind: type[P]) -> P:
     return kind(**values)
 
 
-def check_names(kind: type[Any], names: typing.Iterable[str], where: str) -> None:
-    """Raise a `UserError` if a parameter file sets what the node does not have."""
-    valid = [field.name for field in dataclasses.fields(kind)]
-    for name in names:
-        if name not in valid and name != "use_sim_time":
-            raise UserError(f"{where}: unknown parameter '{name}'; {did_you_mean(name, valid)}")
+def check_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
+    """Raise a `UserError` for what a node would refuse, or overlook, when it starts.
+
+    Args:
+        kind: dataclass of the node's parameters.
+        values: some of them, by name.
+        where: file and key that the message begins with.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind) | {"use_sim_time": bool}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}: unknown parameter '{name}'; {did_you_mean(name, fields)}")
+        if type(value) is not hints[name]:
+            raise UserError(
+                f"{where}: {name}: expected {_EXPECTED[hints[name]]}, got {value!r}; correct it"
+            )
+        if name in fields:
+            _check_value(fields[name], value, f"{where}: {name}")
+
+
+def _check_value(field: dataclasses.Field[Any], value: Any, where: str) -> None:
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is not None and not low <= value <= high:
+        raise UserError(f"{where}: {value} is not between {low} and {high}; correct it")
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{where}: unknown value '{value}'; {did_you_mean(value, choices)}")
 
 
 def _declare_one(node: Node, field: dataclasses.Field[Any], hint: type) -> Any:

@@ -21,14 +21,17 @@ from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile
 
-from kdmarl_core.bundle import load_policy
+from kdmarl_core.bundle import Manifest, load_policy
 from kdmarl_core.errors import UserError
 from kdmarl_ros import qos, topics
+from kdmarl_ros.body import Body
 from kdmarl_ros.msg import AgentAction, FeatureBlock
 from kdmarl_ros.parameters import PolicyParameters, declare
 from kdmarl_ros.policy_runtime import Decision, PolicyRuntime
 from kdmarl_ros.safety import Watchdog, default_timeout_s
+from kdmarl_ros.sensor_map import Reading, load_map
 from kdmarl_ros.spin import MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
@@ -47,6 +50,9 @@ class PolicyNode(LifecycleNode):
         self._given = declare(self, PolicyParameters)
         self._runtime: PolicyRuntime | None = None
         self._entities: list[Callable[[], Any]] = []  # each destroys one
+        self._body: Body | None = None  # with a sensor map
+        self._activations = 0
+        self._ticks = 0
         self._active = False
         self._refusal: UserError | None = None
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -142,16 +148,29 @@ class PolicyNode(LifecycleNode):
             functools.partial(self.destroy_publisher, self._diagnostics),
         ]
         profile = qos.sensor(given.sensor_reliability)
+        if given.sensor_map:
+            self._connect_body(manifest, profile)
+        else:
+            self._connect_blocks(manifest, profile)
+        self._make_timers()
+        self.get_logger().info(
+            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}"
+        )
+
+    def _connect_blocks(self, manifest: Manifest, profile: QoSProfile) -> None:
         for index, block in enumerate(manifest.blocks):
             receive = functools.partial(self._on_block, index)
             subscription = self.create_subscription(
                 FeatureBlock, topics.sensor(block.name), receive, profile
             )
             self._entities.append(functools.partial(self.destroy_subscription, subscription))
-        self._make_timers()
-        self.get_logger().info(
-            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}"
+
+    def _connect_body(self, manifest: Manifest, profile: QoSProfile) -> None:
+        sensor_map = load_map(
+            Path(self._given.sensor_map), manifest, self.get_namespace(), self._timeout_s
         )
+        self._body = Body(self, sensor_map, profile, self._on_reading)
+        self._entities.append(self._body.close)
 
     def _make_timers(self) -> None:
         # Steady time: a jump of the system clock or of simulated time must not disarm the
@@ -169,6 +188,8 @@ class PolicyNode(LifecycleNode):
 
     def _activate(self) -> None:
         self._watchdog = Watchdog(self._timeout_s, time.monotonic())
+        self._activations += 1
+        self._ticks = 0
         self._active = True
 
     def _deactivate(self) -> None:
@@ -177,13 +198,15 @@ class PolicyNode(LifecycleNode):
         self._active = False
         assert self._runtime is not None
         self._publish(self._runtime.safe("deactivated"))
+        if self._body is not None:
+            self._body.stop()
         self._action.wait_for_all_acked(Duration(seconds=ACKNOWLEDGED_WITHIN_S))
 
     def _cleanup(self) -> None:
         self._deactivate()
         while self._entities:
             self._entities.pop()()
-        self._runtime = None
+        self._runtime = self._body = None
 
     # Acting
 
@@ -200,7 +223,14 @@ class PolicyNode(LifecycleNode):
                 self._watchdog.feed(now_s)
                 self._publish(runtime.decide(stamp))
 
+    def _on_reading(self, reading: Reading) -> None:
+        # Real sensors know no episodes: an activation is one, and a period is a step.
+        if self._active and self._runtime is not None:
+            stamp = (self._activations, self._ticks)
+            self._runtime.receive(reading.block, *stamp, reading.values, reading.measured_s)
+
     def _on_period(self) -> None:
+        self._ticks += 1
         if self._active and self._runtime is not None:
             self._publish(self._runtime.decide_newest(time.monotonic(), self._timeout_s))
 
@@ -219,6 +249,8 @@ class PolicyNode(LifecycleNode):
         message.compute_time_s = decision.compute_s
         self._action.publish(message)
         self._latencies_s.append(decision.compute_s)
+        if self._body is not None:
+            self._body.act(None if decision.safe else decision.action)
 
     # Reporting
 

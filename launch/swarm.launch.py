@@ -13,19 +13,22 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from kdmarl_ros.deployment import PACKAGE, plan_swarm
+from kdmarl_ros.deployment import PACKAGE, launch_overrides, plan_swarm
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = (
     ("team", "simple_spread", "name of a team that ships, or a team file"),
     ("bundles", "", "folder with one bundle per robot; empty: runs/bundles/<team>"),
-    ("robots", "", "folder with one parameter file per robot; empty: the one that ships"),
+    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
     ("episodes", "100", "episodes to play"),
     ("seed", "0", "base seed of the episodes"),
     ("results", "episodes.jsonl", "file that gets one JSON line per finished episode"),
+    ("rate", "", "decisions per second in real-time mode; empty: as the parameter files say"),
+    ("use_sim_time", "false", "robots stamp with the time of /clock, which the bridge publishes"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("respawn", "false", "start a robot's node again when it ends"),
 )
+PASSED_ON = ("robots", "rate", "use_sim_time", "log_level", "respawn")
 ROBOT_LAUNCH = Path(__file__).with_name("robot.launch.py")
 
 
@@ -41,6 +44,7 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The planned processes as launch actions."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    overrides = launch_overrides(given["rate"], given["use_sim_time"])
     deployment = plan_swarm(
         given["team"],
         bundles=given["bundles"],
@@ -48,6 +52,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         episodes=int(given["episodes"]),
         seed=int(given["seed"]),
         results=Path(given["results"]),
+        overrides=overrides,
     )
     robots = [
         IncludeLaunchDescription(
@@ -55,9 +60,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             launch_arguments={
                 "robot": process.namespace,
                 "bundle": str(process.parameters["bundle"]),
-                "parameters": str(process.parameter_file),
-                "log_level": given["log_level"],
-                "respawn": given["respawn"],
+                **{name: given[name] for name in PASSED_ON},
             }.items(),
         )
         for process in deployment.robots
