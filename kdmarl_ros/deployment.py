@@ -145,9 +145,9 @@ def launch_overrides(rate: str, use_sim_time: str) -> dict[str, Value]:
     Raises:
         UserError: `rate` is no number, or `use_sim_time` neither true nor false.
     """
-    if use_sim_time not in ("true", "false"):
+    if use_sim_time.lower() not in ("true", "false"):
         raise UserError(f"use_sim_time: '{use_sim_time}' must be true or false; correct it")
-    overrides: dict[str, Value] = {SIM_TIME: use_sim_time == "true"}
+    overrides: dict[str, Value] = {SIM_TIME: use_sim_time.lower() == "true"}
     if rate:
         try:
             overrides["rate_hz"] = float(rate)
@@ -205,11 +205,22 @@ def read_parameters(path: Path, node: str) -> dict[str, Value]:
         raise UserError(
             f"{path}: {node}: ros__parameters: expected a mapping, got {parameters!r}; correct it"
         )
-    values = {str(key): value for key, value in (parameters or {}).items()}
+    values = _flat(parameters or {})
     check_values(PolicyParameters, values, f"{path}: {node}")
     for key in PATHS:
         if values.get(key):
             values[key] = str((path.parent / values[key]).absolute())
+    return values
+
+
+def _flat(parameters: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys joined by points, as ROS does."""
+    values: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            values |= _flat(value, f"{above}{key}.")
+        else:
+            values[f"{above}{key}"] = value
     return values
 
 
@@ -246,8 +257,9 @@ def _refuse_strangers(folder: Path, robots: list[str]) -> None:
     for stranger in sorted(files - set(robots)):
         if without:
             raise UserError(
-                f"{folder / stranger}.yaml: no robot of the team is called '{stranger}', and "
-                f"{', '.join(without)} would do without a file; rename or remove it"
+                f"{folder / stranger}.yaml: no robot of the team is called '{stranger}'; "
+                f"{did_you_mean(stranger, without)} A file of no robot is allowed once every "
+                "robot has one"
             )
 
 
