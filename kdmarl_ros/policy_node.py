@@ -52,7 +52,7 @@ class PolicyNode(LifecycleNode):
         self._entities: list[Callable[[], Any]] = []  # each destroys one
         self._body: Body | None = None  # with a sensor map
         self._activations = 0
-        self._ticks = 0
+        self._readings = 0
         self._active = False
         self._refusal: UserError | None = None
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -189,7 +189,7 @@ class PolicyNode(LifecycleNode):
     def _activate(self) -> None:
         self._watchdog = Watchdog(self._timeout_s, time.monotonic())
         self._activations += 1
-        self._ticks = 0
+        self._readings = 0
         self._active = True
 
     def _deactivate(self) -> None:
@@ -224,13 +224,13 @@ class PolicyNode(LifecycleNode):
                 self._publish(runtime.decide(stamp))
 
     def _on_reading(self, reading: Reading) -> None:
-        # Real sensors know no episodes: an activation is one, and a period is a step.
+        # Real sensors know no episodes: an activation is one, and a reading is a step.
         if self._active and self._runtime is not None:
-            stamp = (self._activations, self._ticks)
+            self._readings += 1
+            stamp = (self._activations, self._readings)
             self._runtime.receive(reading.block, *stamp, reading.values, reading.measured_s)
 
     def _on_period(self) -> None:
-        self._ticks += 1
         if self._active and self._runtime is not None:
             self._publish(self._runtime.decide_newest(time.monotonic(), self._timeout_s))
 
