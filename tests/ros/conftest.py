@@ -5,47 +5,49 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from kdmarl_core.bundle import load_policy
-from kdmarl_core.distil.run import export, write_team
+from kdmarl_core.distil.run import Work, export, write_team
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.files import executable_prefix
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.teacher.teacher import Architecture, TeacherCard
-from kdmarl_core.team import load_team
+from kdmarl_core.team import Team, load_team
 
 _domains = itertools.count(1 + os.getpid() % 50)
 
 
 @pytest.fixture
-def domain(monkeypatch):
+def domain(monkeypatch, tmp_path):
     """A ROS domain of the test's own, so that no test hears another."""
     number = str(next(_domains) % 101)
     monkeypatch.setenv("ROS_DOMAIN_ID", number)
+    monkeypatch.setenv("ROS_HOME", str(tmp_path / "ros"))  # stops and logs are the test's own
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     return int(number)
 
 
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory) -> Path:
-    """One bundle per robot of the team simple_spread."""
+def make_bundles(team: Team, folder: Path) -> Path:
+    """One bundle per robot of a team, of untrained students with decided opinions."""
     torch.manual_seed(0)
-    team = load_team("simple_spread")
+    spec = team.task.spec
     students = StudentTeam(team)
     with torch.no_grad():
-        students.head.weight *= 100  # decided opinions, so that actions differ
+        students.head.weight *= 100  # so that actions differ
     card = TeacherCard(
-        task=team.task.spec.name,
+        task=spec.name,
         architecture=Architecture(8, 1),
         reward_scale=1.0,
         gamma=0.9,
         gae_lambda=0.9,
-        observation_sizes=(18, 18, 18),
-        num_actions=5,
-        state_size=55,
+        observation_sizes=tuple(agent.observation_size for agent in spec.agents),
+        num_actions=spec.num_actions,
+        state_size=spec.state_size,
         weights_sha256="0" * 64,
         command="",
         env_steps=0,
@@ -53,9 +55,32 @@ def bundles(tmp_path_factory) -> Path:
         training_seconds=0.0,
         evaluation=Evaluation(0.0, 0.0, 1, 0),
     )
-    folder = tmp_path_factory.mktemp("team") / "bundles"
-    write_team(export(team, students, card, seed=0), None, folder, overwrite=False)
+    write_team(export(Work(team, None, card, None, 0), students), None, folder, overwrite=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory) -> Path:
+    """Bundles of the team simple_spread."""
+    return make_bundles(load_team("simple_spread"), tmp_path_factory.mktemp("team") / "bundles")
+
+
+@pytest.fixture(scope="session")
+def battle(tmp_path_factory) -> SimpleNamespace:
+    """A team of SMAX with memory, each robot with other random sensors in every episode."""
+    folder = tmp_path_factory.mktemp("battle")
+    robot = {
+        "sensors": ["allies", "enemies", "own"],
+        "safe_action": "stop",
+        "student": {"network": "gru", "width": 8},
+        "random_features": [20, 30],
+    }
+    robots = {f"robot_{i}": {"agent": f"ally_{i}"} | robot for i in range(3)}
+    document = {"task": "smax/3m", "teacher": "nobody", "robots": robots}
+    path = folder / "battle.yaml"
+    path.write_text(yaml.safe_dump(document))
+    team = load_team(str(path))
+    return SimpleNamespace(path=path, team=team, bundles=make_bundles(team, folder / "bundles"))
 
 
 @pytest.fixture

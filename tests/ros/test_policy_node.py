@@ -1,5 +1,6 @@
 """One policy node as a robot has it: driven over DDS by a fake set of sensors."""
 
+import dataclasses
 import signal
 import time
 
@@ -15,6 +16,7 @@ from rclpy.parameter import Parameter
 
 from kdmarl_ros import qos, topics
 from kdmarl_ros.msg import AgentAction, FeatureBlock
+from kdmarl_ros.parameters import PolicyParameters
 
 pytestmark = pytest.mark.ros
 
@@ -228,7 +230,8 @@ def test_lifecycle_can_be_driven_from_outside(sensors, node):
 def test_parameters_are_described_and_read_only(sensors, node):
     node()
     sensors.until_listened_to()
-    names = ["bundle", "mode", "rate_hz", "timeout_s", "sensor_reliability", "autostart"]
+    names = [field.name for field in dataclasses.fields(PolicyParameters)]
+    names += ["limits.velocity", "max_identical.velocity"]
     request = DescribeParameters.Request(names=names)
     described = sensors.call(DescribeParameters, "describe_parameters", request).descriptors
     assert all(item.description and item.read_only for item in described)
@@ -247,10 +250,22 @@ def test_parameters_are_described_and_read_only(sensors, node):
         (["-p", "bundle:=x", "-p", "mode:=lockstep"], ["mode", "lockstep", "lock_step"]),
         (["-p", "bundle:=x", "-p", "timeout_s:=-1.0"], ["timeout_s", "-1.0"]),
         (["-p", "bundle:=x", "-p", "timeout_s:=soon"], ["timeout_s"]),
+        (["-p", "limits.velocity:=[2.0, 1.0]"], ["limits.velocity", "2.0"]),
+        (["-p", "limits.velocity:=[2.0]"], ["limits.velocity", "two numbers"]),
+        (["-p", "limits.velocty:=[1.0, 2.0]"], ["limits.velocty", "limits.velocity"]),
+        (["-p", "timout_s:=1.0"], ["timout_s", "timeout_s"]),
+        (["-p", "on_stall:=zero"], ["on_stall", "zero", "safe_action"]),
+        (["-p", "stall_action:=lft"], ["stall_action", "lft", "left"]),
+        (["-p", "robot:=robot_1"], ["robot_0", "robot_1"]),
+        (["--params-file", "/nowhere.yaml"], ["/nowhere.yaml"]),
+        (["-r", "__ns:=/robot_1"], ["robot_0", "robot_1"]),
     ],
 )
-def test_bad_parameters_give_one_line_and_code_2(domain, start_node, arguments, words):
-    child = start_node("policy_node", "-r", f"__ns:=/{ROBOT}", *arguments)
+def test_bad_parameters_give_one_line_and_code_2(domain, start_node, bundles, arguments, words):
+    if arguments and not any("bundle:=" in argument for argument in arguments):
+        arguments = ["-p", f"bundle:={bundles / ROBOT}", *arguments]
+    namespace = [] if "__ns:=/robot_1" in arguments else ["-r", f"__ns:=/{ROBOT}"]
+    child = start_node("policy_node", *namespace, *arguments)
     _, stderr = child.communicate(timeout=30)
     assert child.returncode == 2
     [line] = [line for line in stderr.splitlines() if line.startswith("kdmarl: ")]
