@@ -216,7 +216,7 @@ def _declare_one(node: Node, field: dataclasses.Field[Any], hint: type, name: st
     # The type of an empty list cannot be told: such a parameter is declared without a value.
     valueless = field.default in (dataclasses.MISSING, ())
     if node.has_parameter(name):  # from an earlier configuration; what was given stays given
-        return _value(node.get_parameter(name).value, field)
+        return _value(node.get_parameter_or(name).value, field)
     try:
         if valueless:
             parameter: Parameter[Any] = node.declare_parameter(name, _TYPES[hint], descriptor)

@@ -1,11 +1,14 @@
 """Teams of untrained students: what flies does not matter here, that it flies right does."""
 
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -107,25 +110,44 @@ def kdmarl(tmp_path):
     return run
 
 
-@pytest.fixture
-def start_node(tmp_path):
-    """Starts a node executable with ROS arguments; ends it when the test ends."""
+@contextlib.contextmanager
+def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts node executables with ROS arguments; ends them when the block ends."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(executable: str, *ros_arguments: str) -> subprocess.Popen[str]:
+    def start(executable: str, *ros_arguments: str, **popen: Any) -> subprocess.Popen[str]:
         program = executable_prefix() / "lib" / "kdmarl_ros" / executable
-        child = subprocess.Popen(
-            [sys.executable, str(program), "--ros-args", *ros_arguments],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with (folder / f"{len(children)}.err").open("w") as log:
+            child = subprocess.Popen(
+                [sys.executable, str(program), "--ros-args", *ros_arguments],
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                text=True,
+                **popen,
+            )
+        child.log = Path(log.name)
         children.append(child)
         return child
 
-    yield start
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
+    try:
+        yield start
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+
+@pytest.fixture
+def start_node(tmp_path):
+    """As `starting_nodes`, until the test ends."""
+    with starting_nodes(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_node(tmp_path_factory):
+    """As `starting_nodes`, until the module ends."""
+    with starting_nodes(tmp_path_factory.mktemp("nodes")) as start:
+        yield start

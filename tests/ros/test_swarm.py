@@ -150,9 +150,8 @@ def test_bridge_names_the_robots_that_do_not_come(domain, start_node, tmp_path):
         "bridge_node", "-p", "team:=simple_spread", "-p", f"results:={tmp_path / 'r.jsonl'}",
         "-p", "join_timeout_s:=0.5",
     )  # fmt: skip
-    _, stderr = bridge.communicate(timeout=30)
-    assert bridge.returncode == 2
-    assert "robot_0 and robot_1 and robot_2" in stderr
+    assert bridge.wait(timeout=30) == 2
+    assert "robot_0 and robot_1 and robot_2" in bridge.log.read_text()
 
 
 def test_launch_files_start_the_same_swarm(domain, bundles, tmp_path):
