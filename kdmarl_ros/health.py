@@ -65,7 +65,7 @@ class Health:
         self._then_s = now_s
         found = _conditions(now, new, missed)
         level = max((level for level, _ in found), default=OK)
-        words = "; ".join(text for at, text in found if at == level)
+        words = "; ".join(text for _, text in sorted(found, key=lambda item: -item[0]))
         decided = sum(count for key, count in new.items() if key.startswith("decided/"))
         rate_hz = decided / elapsed_s if elapsed_s > 0 else 0.0
         message = words or ("acting" if now.acting else now.state)

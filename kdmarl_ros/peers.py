@@ -10,44 +10,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
+from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 
-def sensor_problems(node: Node, topic: str, kind: type[Any], qos: QoSProfile) -> list[str]:
+def publisher_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
     """What is wrong with the publishers of a topic that a node listens to, in words."""
+    own = _own(node, node.get_subscriptions_info_by_topic(topic))
     problems, usable = [], []
-    expected = _type_name(kind)
     for info in node.get_publishers_info_by_topic(topic):
-        peer = _name(info)
-        if info.topic_type != expected:
-            problems.append(f"{topic}: {peer} publishes {info.topic_type}, not {expected}")
-            continue
-        verdict, reason = qos_check_compatible(info.qos_profile, qos)
-        if verdict == QoSCompatibility.ERROR:
-            problems.append(
-                f"{topic}: {peer} offers incompatible QoS ({reason.strip().rstrip(';')})"
-            )
-            continue
-        usable.append(peer)
+        problem = _mismatch(info, kind) or (own and _incompatible(info, own, info))
+        if problem:
+            problems.append(f"{topic}: {_name(info)} {problem}")
+        else:
+            usable.append(_name(info))
     if len(usable) > 1:
-        problems.append(f"{topic}: {len(usable)} publishers ({_list(usable)})")
+        problems.append(f"{topic}: {len(usable)} publishers ({', '.join(sorted(usable))})")
     return problems
 
 
-def listener_problems(node: Node, topic: str, kind: type[Any], qos: QoSProfile) -> list[str]:
+def listener_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
     """What is wrong with the subscribers of a topic that a node publishes, in words."""
+    own = _own(node, node.get_publishers_info_by_topic(topic))
     problems = []
-    expected = _type_name(kind)
     for info in node.get_subscriptions_info_by_topic(topic):
-        if info.topic_type != expected:
-            problems.append(f"{topic}: {_name(info)} expects {info.topic_type}, not {expected}")
-            continue
-        verdict, reason = qos_check_compatible(qos, info.qos_profile)
-        if verdict == QoSCompatibility.ERROR:
-            problems.append(
-                f"{topic}: {_name(info)} asks for incompatible QoS ({reason.strip().rstrip(';')})"
-            )
+        problem = _mismatch(info, kind) or (own and _incompatible(own, info, info))
+        if problem:
+            problems.append(f"{topic}: {_name(info)} {problem}")
     return problems
 
 
@@ -60,14 +49,26 @@ def rivals(node: Node, topic: str) -> list[str]:
     return names
 
 
+def _own(node: Node, infos: Sequence[TopicEndpointInfo]) -> TopicEndpointInfo | None:
+    own = node.get_fully_qualified_name()
+    return next((info for info in infos if _name(info) == own), None)
+
+
+def _mismatch(info: TopicEndpointInfo, kind: type[Any]) -> str:
+    package, folder = kind.__module__.split(".")[:2]
+    expected = f"{package}/{folder}/{kind.__name__}"
+    return "" if info.topic_type == expected else f"uses {info.topic_type}, not {expected}"
+
+
+def _incompatible(
+    publisher: TopicEndpointInfo, subscription: TopicEndpointInfo, peer: TopicEndpointInfo
+) -> str:
+    verdict, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
+    if verdict != QoSCompatibility.ERROR:
+        return ""
+    reason = reason.replace("ERROR:", "").strip().rstrip(";")
+    return f"{'offers' if peer is publisher else 'asks for'} incompatible QoS ({reason})"
+
+
 def _name(info: TopicEndpointInfo) -> str:
     return f"{info.node_namespace.rstrip('/')}/{info.node_name}"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-def _type_name(kind: type[Any]) -> str:
-    package, folder = kind.__module__.split(".")[:2]
-    return f"{package}/{folder}/{kind.__name__}"

@@ -51,6 +51,7 @@ DIAGNOSTICS_PERIOD_S = 1.0
 LATENCIES_KEPT = 1000
 ACKNOWLEDGED_WITHIN_S = 0.2
 LEAST_CHECK_S = 0.005
+FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
 DISCOVERY_S = 1.0  # after which every peer of this machine is in the graph
 
 
@@ -182,6 +183,8 @@ class PolicyNode(LifecycleNode):
         self._runtime = PolicyRuntime(policy, self._settings(manifest))
         refuse_undeclared(self)
         self._overruns = Overruns(1.0 / self._rate_hz)
+        if given.mode == "real_time":
+            self._callback_group.limit_rate(FLOOD_PERIODS * self._rate_hz)
         self._override = oversight.Override(len(manifest.actions), given.override_timeout_s)
         self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
@@ -368,7 +371,8 @@ class PolicyNode(LifecycleNode):
                 decision = self._runtime.override(decision, wanted)
         self._send(decision)
         self._compute_s.append(decision.compute_s)
-        self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())
+        if not decision.safe:
+            self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())
 
     def _send(self, decision: Decision) -> None:
         message = self._message
@@ -525,11 +529,9 @@ class PolicyNode(LifecycleNode):
         found = [
             problem
             for sensor in self._sensors
-            for problem in peers.sensor_problems(
-                self, sensor.topic_name, sensor.msg_type, sensor.qos_profile
-            )
+            for problem in peers.publisher_problems(self, sensor.topic_name, sensor.msg_type)
         ]
-        found += peers.listener_problems(self, action, AgentAction, qos.ACTION)
+        found += peers.listener_problems(self, action, AgentAction)
         others = peers.rivals(self, action)
         if others:
             found.append(f"{action}: {', '.join(others)} publishes there, too")

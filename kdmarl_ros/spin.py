@@ -25,9 +25,9 @@ IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
 TURN_EVERY_S = 0.1
 TURN_CALLBACKS = 20
 
-# What one topic may send: 2,000 messages per second, several times what a lock-step swarm needs.
-WINDOW_S = 0.02
-WINDOW_MESSAGES = 40
+# What one topic may send, unless said otherwise: several times what a lock-step swarm needs.
+MESSAGES_PER_S = 2000.0
+WINDOW_S = 0.05
 
 # Set to a process number by a supervisor whose nodes must not outlive it.
 PARENT_VARIABLE = "KDMARL_PARENT"
@@ -63,12 +63,17 @@ class MessagesFirst(CallbackGroup):
         self._left = TURN_CALLBACKS
         self._patient: set[object] = set()
         self._window_ends_s = 0.0
+        self._window_messages = WINDOW_S * MESSAGES_PER_S
         self._taken: Counter[object] = Counter()  # messages of this window
         self._flooding: set[object] = set()
 
     def be_patient(self, entity: object) -> None:
         """Let this subscription rest as services do."""
         self._patient.add(entity)
+
+    def limit_rate(self, messages_per_s: float) -> None:
+        """How much one topic may send before it floods."""
+        self._window_messages = max(2.0, WINDOW_S * messages_per_s)
 
     def forget(self, entity: object) -> None:
         """It is about to be destroyed."""
@@ -79,7 +84,7 @@ class MessagesFirst(CallbackGroup):
     def message_taken(self, subscription: object) -> bool:
         """A message has come; True if the topic floods and rests from now on for a while."""
         self._taken[subscription] += 1
-        if self._taken[subscription] < WINDOW_MESSAGES:
+        if self._taken[subscription] < self._window_messages:
             return False
         self._flooding.add(subscription)
         return True

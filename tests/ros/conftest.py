@@ -28,11 +28,23 @@ _domains = itertools.count(1 + os.getpid() % 50)
 @pytest.fixture
 def domain(monkeypatch, tmp_path):
     """A ROS domain of the test's own, so that no test hears another."""
-    number = str(next(_domains) % 101)
-    monkeypatch.setenv("ROS_DOMAIN_ID", number)
-    monkeypatch.setenv("ROS_HOME", str(tmp_path / "ros"))  # stops and logs are the test's own
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return int(number)
+    return own_domain(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_domain(tmp_path_factory):
+    """A ROS domain of the module's own, for nodes that its tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield own_domain(patch, tmp_path_factory.mktemp("home"))
+
+
+def own_domain(patch: pytest.MonkeyPatch, folder: Path) -> int:
+    """Sets the environment that nodes are started in."""
+    number = next(_domains) % 101
+    patch.setenv("ROS_HOME", str(folder / "ros"))  # stops and logs are the test's own
+    patch.setenv("ROS_DOMAIN_ID", str(number))
+    patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return number
 
 
 def make_bundles(team: Team, folder: Path) -> Path:
