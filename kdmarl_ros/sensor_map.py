@@ -174,6 +174,11 @@ class SensorMap:
     ) -> None:
         self._sources = _Sources(namespace, where)
         self._timeout_s = timeout_s
+        if manifest.legal_actions_vary:
+            raise UserError(
+                f"{where}: the bundle's legal actions vary, and no sensor tells them; drive this "
+                "robot through sensors/<block>, or train it on a task whose actions are all legal"
+            )
         names = [block.name for block in manifest.blocks]
         for name in entry.blocks:
             if name not in names:

@@ -410,6 +410,12 @@ def test_a_command_must_fit_its_field(load, refusal):
     assert "-1 does not fit into data[0], a uint8 of 0 to 255" in refusal(load, document)
 
 
+def test_legal_actions_cannot_be_sensed(tmp_path, refusal):
+    path = write_yaml(tmp_path / "map.yaml", MAP)
+    manifest = make_manifest(SIZES.items(), legal_actions_vary=True)
+    assert "legal actions vary" in refusal(load_map, path, manifest, "/robot_1", TIMEOUT_S)
+
+
 def test_missing_map(tmp_path, refusal):
     path = tmp_path / "none.yaml"
     message = refusal(load_map, path, make_manifest(), "/robot_0", 1.0)

@@ -1,6 +1,7 @@
 """The artefact that crosses to a robot: all that a robot's process imports of the core."""
 
 from kdmarl_core.bundle.manifest import (
+    ACTION_MASK,
     MANIFEST,
     MODEL,
     SCHEMA_VERSION,
@@ -16,6 +17,7 @@ from kdmarl_core.bundle.manifest import (
 from kdmarl_core.bundle.policy import BundlePolicy, load_policy
 
 __all__ = [
+    "ACTION_MASK",
     "MANIFEST",
     "MODEL",
     "SCHEMA_VERSION",

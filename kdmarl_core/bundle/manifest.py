@@ -15,6 +15,7 @@ from kdmarl_core.schema import from_mapping, read_json
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+ACTION_MASK = "action_mask"  # the input, beside the blocks, of a robot whose legal actions vary
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Manifest:
     blocks: tuple[BlockEntry, ...]
     actions: tuple[str, ...]
     safe_action: str
+    legal_actions_vary: bool  # the robot is told which actions are legal, step by step
     student: StudentEntry
     teacher: TeacherEntry
     measured: Measured | None  # None while a model is being exported
@@ -96,8 +98,11 @@ class Manifest:
         if self.rate_hz <= 0:
             raise UserError(f"rate_hz: {self.rate_hz} must be above 0; export again")
         names = [block.name for block in self.blocks]
-        if not names or len(set(names)) != len(names):
-            raise UserError(f"blocks: {names} must be distinct and not empty; export again")
+        if not names or len({*names, ACTION_MASK}) != len(names) + 1:
+            raise UserError(
+                f"blocks: {names} must be distinct, not '{ACTION_MASK}' and not empty; "
+                "export again"
+            )
         for block in self.blocks:
             if not (block.name.isidentifier() and block.name.isascii()):
                 raise UserError(
