@@ -193,16 +193,24 @@ class Sensors:
         """Call a service of the policy node."""
         return self.call_at(kind, f"/{self.robot}/{topics.POLICY_NODE}/{name}", request)
 
-    def call_at(self, kind, name, request):
+    def call_at(self, kind, name, request, again_after_s=LONG_S):
         client = self.node.create_client(kind, name)
         assert client.wait_for_service(timeout_sec=LONG_S)
-        future = client.call_async(request)
-        self.until(future.done)
+        futures = []
+
+        def ask():
+            if time.monotonic() >= began_s + len(futures) * again_after_s:
+                futures.append(client.call_async(request))
+
+        began_s = time.monotonic()
+        self.until(lambda: any(future.done() for future in futures), meanwhile=ask)
         self.node.destroy_client(client)
-        return future.result()
+        return next(future.result() for future in futures if future.done())
 
     def state(self):
-        return self.call(GetState, "get_state", GetState.Request()).current_state.id
+        # Asked again: the node may be the successor of one that was killed, which is still known.
+        name = f"/{self.robot}/{topics.POLICY_NODE}/get_state"
+        return self.call_at(GetState, name, GetState.Request(), again_after_s=0.5).current_state.id
 
     def change(self, transition):
         request = ChangeState.Request(transition=Transition(id=transition))

@@ -67,7 +67,7 @@ def gain(inputs, outputs):
     return graph(nodes, inputs, outputs, {"weights": weights.astype(np.float32)})
 
 
-def laborious(inputs, outputs, width=1500, layers=10):
+def laborious(inputs, outputs, width=1500, layers=4):
     """Much to multiply, for nothing."""
     nodes = [helper.make_node("MatMul", [OBSERVATION, "in"], ["x0"])]
     nodes += [
