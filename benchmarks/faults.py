@@ -115,6 +115,19 @@ class Driver(Node):
             if change(block.name, message):
                 self.blocks[block.name].publish(message)
 
+    def ask(self) -> None:
+        """The next step, repeated until it is answered."""
+        give_up = time.monotonic() + PATIENCE_S
+        self.send()
+        while self.newest != self.step:
+            if time.monotonic() > give_up:
+                raise UserError(f"{self.robot}: no answer in {PATIENCE_S:g} s; see its log above")
+            before = self.newest
+            self.executor_.spin_once(timeout_sec=0.1)
+            if self.newest == before:
+                self.step -= 1
+                self.send()
+
     def act(self) -> None:
         """Until the robot acts on what it is sent."""
         self.chosen = 0
@@ -348,9 +361,7 @@ def _long_run(
             if hostile:
                 _send_garbage(driver)
             if soak or count % 100 == 0:
-                driver.step += 1
-                answered = driver.step
-                driver.until(lambda n=answered: driver.newest == n, lambda: _repeat(driver))
+                driver.ask()
             if count % MEMORY_EVERY == 0:
                 driver.get_node_names()
                 sizes_mb.append(_rss_mb(child.pid))
@@ -365,11 +376,6 @@ def _long_run(
         ["RSS at the end, MB", f"{sizes_mb[-1]:.1f}"],
         ["load of the machine", f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"],
     ]
-
-
-def _repeat(driver: Driver) -> None:
-    driver.step -= 1
-    driver.send()
 
 
 def _send_garbage(driver: Driver) -> None:
