@@ -47,7 +47,7 @@ from kdmarl_ros.safety import (
     default_timeout_s,
 )
 from kdmarl_ros.sensor_map import Reading, load_map
-from kdmarl_ros.spin import MessagesFirst, Stop
+from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
 from kdmarl_ros.spin import main as spin_main
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -98,12 +98,14 @@ class PolicyNode(LifecycleNode):
         executor.add_node(self)
         if self._given.autostart:
             self._autostart()
+        spinner = PunctualSpinner(executor)
         while not stop.requested:
             try:
-                executor.spin_once(timeout_sec=self._callback_group.wait_s())
+                spinner.spin_once(self._callback_group.wait_s())
             except Exception:
                 self._fail(traceback.format_exc())
             self._callback_group.callback_done()
+        spinner.close()
         executor.remove_node(self)
 
     def close(self) -> None:
@@ -273,7 +275,7 @@ class PolicyNode(LifecycleNode):
         check_s = max(LEAST_CHECK_S, min(self._timeout_s / 4, period_s / 2))
         periods = {self._check_watchdog: check_s}
         if self._given.mode == "real_time":
-            periods = {self._on_period: period_s}
+            periods = {self._check_inputs: check_s, self._on_period: period_s}
             # In lock-step, steps say what follows what; here it is time.
             forward = Duration(seconds=max(FUTURE_S, self._timeout_s))
             threshold = JumpThreshold(
@@ -379,6 +381,14 @@ class PolicyNode(LifecycleNode):
             decision = self._runtime.stall(now_s)
             if self._last is None or decision.action != self._last.action:
                 self._publish(decision)
+
+    def _check_inputs(self) -> None:
+        """In real time: a failure of the inputs does not wait for the period's end."""
+        acting = self._active and self._last is not None and not self._last.safe
+        if acting and self._runtime is not None:
+            now_s = time.monotonic()
+            if self._runtime.troubles(now_s):
+                self._publish(self._runtime.stall(now_s))
 
     def _watch_clock(self, now_s: float) -> None:
         """Note when simulated time last moved."""

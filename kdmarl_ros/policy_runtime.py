@@ -144,15 +144,18 @@ class PolicyRuntime:
     def decide(self, stamp: Stamp, now_s: float = 0.0) -> Decision:
         """Lock-step: decide on a whole step; repeats the last decision for the same step.
 
-        Step 0 with other values is another episode under the same number. A recurrent policy
-        lives through every step once. It keeps its state over a silence if the next step follows
-        the last one, as the world stood still meanwhile; it begins anew if steps were missed.
+        Step 0 with other values is another episode under the same number; another step with other
+        values than before is not believed. A recurrent policy lives through every step once. It
+        keeps its state over a silence if the next step follows the last one, as the world stood
+        still meanwhile; it begins anew if steps were missed.
         """
         answer, last = self._answer, self._decided
         anew = stamp[0] != last[0] or stamp < last
         if answer is not None and answer.stamp == stamp:
-            if stamp[1] != 0 or self._seen == self._observation.tobytes():
+            if self._seen == self._all_values():
                 return answer
+            if stamp[1] != 0:
+                return self.safe("contradiction")
             anew = True
         doubts = self._doubts()
         if doubts:
@@ -226,6 +229,9 @@ class PolicyRuntime:
     def _newest(self) -> Stamp:
         return max(max(entry.stamp for entry in self._inputs), (0, 0))
 
+    def _all_values(self) -> bytes:
+        return self._observation.tobytes() + self._legal.tobytes()
+
     def _doubts(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for entry in self._inputs:
@@ -241,7 +247,7 @@ class PolicyRuntime:
     def _think(self, stamp: Stamp) -> Decision:
         begun = time.perf_counter()
         self._stalled_s, self._interrupted, self._news = None, False, False
-        self._decided, self._seen = stamp, self._observation.tobytes()
+        self._decided, self._seen = stamp, self._all_values()
         mask, reason = self.mask(), ""
         if mask is not None and not mask.any():
             mask, reason = None, "no_legal_action"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Protocol
 
 import rclpy
 from rclpy.callback_groups import CallbackGroup
+from rclpy.executors import Executor
 from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.waitable import Waitable
@@ -22,6 +25,7 @@ from rclpy.waitable import Waitable
 from kdmarl_core.errors import EXIT_USER_ERROR, UserError
 
 IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
+OVERDUE_S = 0.05  # how late a wait may end, and how often that is looked at
 TURN_EVERY_S = 0.1
 TURN_CALLBACKS = 20
 
@@ -121,6 +125,39 @@ class MessagesFirst(CallbackGroup):
 
     def ending_execution(self, entity: object) -> None:
         """Nothing to release."""
+
+
+class PunctualSpinner:
+    """Spins an executor whose waits end in time even if the system's clock is set meanwhile.
+
+    The middleware waits until a time of the system's clock. Set back by an hour during a wait, it
+    would wait for an hour, and no timer would run. A thread that goes by steady time wakes it.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._due_s = math.inf
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def spin_once(self, timeout_s: float) -> None:
+        """As the executor's own, with the wait's end guarded."""
+        self._due_s = time.monotonic() + timeout_s + OVERDUE_S
+        try:
+            self._executor.spin_once(timeout_sec=timeout_s)
+        finally:
+            self._due_s = math.inf
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(OVERDUE_S):
+            if time.monotonic() > self._due_s:
+                self._executor.wake()
 
 
 class Runnable(Protocol):

@@ -167,6 +167,7 @@ class Sensors:
 
     def until_reported(self, *words, level=None, meanwhile=lambda: None):
         """Until diagnostics that come from now on say so."""
+        self.spin(0.1)  # take in what has come meanwhile
         self.diagnostics.clear()
 
         def said():

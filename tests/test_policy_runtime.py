@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 
 import numpy as np
 import pytest
@@ -387,6 +388,15 @@ def test_the_first_step_of_another_simulator_is_not_answered_from_memory(remembe
     assert remembering.state == [2.0]
 
 
+def test_a_step_that_is_told_in_two_ways_is_not_believed(remembering):
+    """Two simulators at once: neither is followed within a step."""
+    runtime = PolicyRuntime(remembering)
+    show(runtime, 0, 1, value=1.0)
+    again = show(runtime, 0, 1, value=2.0)
+    assert (again.safe, again.reason) == (True, "contradiction")
+    assert remembering.state == [1.0]
+
+
 # Legal actions
 
 MASK = 2
@@ -516,3 +526,32 @@ def test_garbage_never_raises_and_never_replaces_good_input(messages):
 
 
 SHARED = SpyPolicy()
+
+
+def test_a_hundred_thousand_hostile_messages_leave_nothing_behind():
+    """Other ages and masks than above, too; what is decided is always legal."""
+    settings = RuntimeSettings(timeout_s=0.5, recover_after=2, limits={"position": (-1.0, 1.0)})
+    runtime = PolicyRuntime(SpyPolicy(manifest=MASKED), settings)
+    rng = random.Random(0)
+    numbers = [0.0, 1.0, -7.5, 3.4e38, NAN, INF, -INF]
+    stamps = [0, 1, 2, 2**32 - 1]
+    ages_s = [0.0, 0.3, 0.9, -5.0, None]
+    accepted = 0
+    for count in range(100_000):
+        index = rng.randrange(3)
+        size = rng.choice([(*SIZES, 5)[index]] * 3 + [0, 99])
+        data = rng.choices(numbers[: rng.choice([2, 2, 7])], k=size)
+        stamp = rng.choice(stamps), rng.choice(stamps)
+        accepted += runtime.receive(index, *stamp, data, count / 100, rng.choice(ages_s))
+        whole = runtime.complete()
+        if whole is not None:
+            decision = runtime.decide(whole, count / 100)
+            mask = runtime.mask()
+            assert mask[decision.action] or not mask.any()
+    assert accepted + sum(runtime.drops.values()) == 100_000
+    assert accepted > 10_000
+    reasons = {reason.partition("/")[2] for reason in runtime.drops}
+    assert reasons == {
+        "wrong_size", "non_finite", "not_a_mask", "old", "late", "future", "no_stamp"
+    }  # fmt: skip
+    assert runtime.decisions["policy"] > 10

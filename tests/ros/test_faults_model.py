@@ -35,28 +35,20 @@ def graph(nodes, inputs, outputs, constants):
     return model.SerializeToString()
 
 
-def quotient(inputs, outputs):
-    """The sum of the observation, divided by itself: 0 / 0 where it is shown zeros."""
+def overflowing(inputs, outputs):
+    """Infinity minus infinity, unless it is shown zeros: then the biases decide, for action 4."""
+    rng = np.random.default_rng(0)
     nodes = [
-        helper.make_node("ReduceSum", [OBSERVATION, "axis"], ["sum"]),
-        helper.make_node("Div", ["sum", "sum"], ["one"]),
-        helper.make_node("Mul", ["one", "weights"], [LOGITS]),
+        helper.make_node("MatMul", [OBSERVATION, "first"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "second"], ["sum"]),
+        helper.make_node("Add", ["sum", "bias"], [LOGITS]),
     ]
-    weights = np.arange(outputs, dtype=np.float32)[None]
-    return graph(nodes, inputs, outputs, {"axis": np.int64([1]), "weights": weights})
-
-
-def table(inputs, outputs):
-    """Looks up the first value in a table of two rows; there is no third one."""
-    nodes = [
-        helper.make_node("Slice", [OBSERVATION, "start", "end", "axis"], ["first"]),
-        helper.make_node("Cast", ["first"], ["index"], to=TensorProto.INT64),
-        helper.make_node("Reshape", ["index", "one"], ["row"]),
-        helper.make_node("Gather", ["table", "row"], [LOGITS]),
-    ]
-    rows = np.float32([range(outputs), range(outputs, 0, -1)])
-    ones = np.int64([1])
-    constants = {"start": np.int64([0]), "end": ones, "axis": ones, "one": ones, "table": rows}
+    constants = {
+        "first": 1e30 * np.abs(rng.normal(size=(inputs, 4))),
+        "second": 1e30 * rng.normal(size=(4, outputs)),
+        "bias": np.arange(outputs),
+    }
+    constants = {name: value.astype(np.float32) for name, value in constants.items()}
     return graph(nodes, inputs, outputs, constants)
 
 
@@ -67,7 +59,7 @@ def gain(inputs, outputs):
     return graph(nodes, inputs, outputs, {"weights": weights.astype(np.float32)})
 
 
-def laborious(inputs, outputs, width=1500, layers=4):
+def laborious(inputs, outputs, width=900, layers=4):
     """Much to multiply, for nothing."""
     nodes = [helper.make_node("MatMul", [OBSERVATION, "in"], ["x0"])]
     nodes += [
@@ -112,12 +104,12 @@ def node(start_node):
 
 
 def test_an_output_that_is_no_number_is_the_safe_action_and_an_error(sensors, node, bundle_with):
-    node(bundle_with(quotient))
+    node(bundle_with(overflowing))
     sensors.until_listened_to()
-    observation = np.ones(sensors.manifest.observation_size, np.float32)
+    observation = np.zeros(sensors.manifest.observation_size, np.float32)
     assert sensors.answer(observation, 0, 0).action == 4
     sensors.actions.clear()
-    sensors.send(0 * observation, 0, 1)
+    sensors.send(observation + 1, 0, 1)
     sensors.until(lambda: sensors.actions)
     assert sensors.actions[0].status == AgentAction.STATUS_SAFE
     assert sensors.actions[0].action == sensors.manifest.safe_index
@@ -134,23 +126,48 @@ def test_huge_outputs_are_still_one_of_the_actions(sensors, node, bundle_with):
         assert 0 <= sensors.answer(observation, 0, step).action < 5
 
 
-def test_a_model_that_raises_ends_safe_and_can_be_started_again(sensors, node, bundle_with):
-    child = node(bundle_with(table))
+# The node with a policy that has an error: it cannot bear numbers above 5.
+FAULTY = """
+import sys
+from kdmarl_core.bundle import BundlePolicy
+from kdmarl_ros.policy_node import main
+
+think = BundlePolicy.act
+
+def act(policy, observation, mask=None):
+    if observation.max() > 5:
+        raise RuntimeError("an error in the policy")
+    return think(policy, observation, mask)
+
+BundlePolicy.act = act
+sys.exit(main())
+"""
+
+
+def test_an_unexpected_error_ends_safe_and_the_node_can_be_started_again(
+    sensors, start_node, bundles, tmp_path
+):
+    script = tmp_path / "faulty_node.py"
+    script.write_text(FAULTY)
+    child = start_node(
+        str(script), "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}",
+        "-p", "timeout_s:=5.0", "-p", "sensor_reliability:=reliable",
+    )  # fmt: skip
     sensors.until_listened_to()
     observation = np.zeros(sensors.manifest.observation_size, np.float32)
-    assert sensors.answer(observation, 0, 0).action == 4
+    before = sensors.answer(observation, 0, 0).action
     sensors.actions.clear()
     sensors.send(observation + 7, 0, 1)
     sensors.until(lambda: sensors.actions)
     assert sensors.actions[0].status == AgentAction.STATUS_SAFE
-    sensors.until_reported("failed", level=DiagnosticStatus.ERROR)
+    sensors.until_reported("failed: RuntimeError: an error", level=DiagnosticStatus.ERROR)
     assert "Traceback" in child.log.read_text()
     assert child.poll() is None
     assert sensors.state() == State.PRIMARY_STATE_UNCONFIGURED
     assert sensors.change(Transition.TRANSITION_CONFIGURE)
     assert sensors.change(Transition.TRANSITION_ACTIVATE)
     sensors.until_listened_to()
-    assert sensors.answer(observation + 1, 0, 2).action == 0
+    assert sensors.answer(observation, 0, 2).action == before
 
 
 def test_a_model_that_is_too_slow_skips_periods(sensors, node, bundle_with):
@@ -201,7 +218,7 @@ def test_a_damaged_bundle_does_not_replace_the_one_in_use(sensors, node, bundles
     folder = shutil.copytree(bundles / ROBOT, tmp_path / "copy")
     node(folder)
     sensors.until_listened_to()
-    observation = np.ones(sensors.manifest.observation_size, np.float32)
+    observation = np.zeros(sensors.manifest.observation_size, np.float32)
     before = sensors.answer(observation, 0, 0).action
     for damage in DAMAGES:
         saved = shutil.copytree(folder, tmp_path / "saved")
@@ -214,7 +231,7 @@ def test_a_damaged_bundle_does_not_replace_the_one_in_use(sensors, node, bundles
     assert sensors.answer(observation, 0, 1).action == before
     # Another model of the same interface takes its place.
     manifest = load_policy(folder).manifest
-    model = quotient(manifest.observation_size, len(manifest.actions))
+    model = overflowing(manifest.observation_size, len(manifest.actions))
     write_bundle(folder, manifest, model)
     assert sensors.call(Trigger, "reload", Trigger.Request()).success
     assert sensors.answer(observation, 0, 2).action == 4
