@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdmarl_core.bundle import MANIFEST, BundlePolicy, load_policy
+from kdmarl_core.bundle import MANIFEST, NO_TRUST, BundlePolicy, Trust, load_policy
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
@@ -186,11 +186,12 @@ def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
     return Robot(name, agent, sensors, entry.safe_action, entry.student, bounds)
 
 
-def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:
+def load_bundles(team: Team, folder: Path, trust: Trust = NO_TRUST) -> list[BundlePolicy]:
     """The policies of a team's robots, in their order, each checked against the team.
 
     Raises:
-        UserError: a bundle is missing, damaged, or was made for another robot, task or sensors.
+        UserError: a bundle is missing, damaged, not vouched for as it must be, or was made for
+            another robot, task or sensors.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'kdmarl distil --team {team.name}' first")
@@ -201,11 +202,11 @@ def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:
                 f"{folder}: no bundle for robot '{robot.name}'; "
                 f"{did_you_mean(robot.name, present)} Otherwise distil {team.name} again"
             )
-    return [_load_bundle(robot, team, folder / robot.name) for robot in team.robots]
+    return [_load_bundle(robot, team, folder / robot.name, trust) for robot in team.robots]
 
 
-def _load_bundle(robot: Robot, team: Team, folder: Path) -> BundlePolicy:
-    policy = load_policy(folder)
+def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> BundlePolicy:
+    policy = load_policy(folder, trust, robot.name)
     manifest = policy.manifest
     pairs = {
         "task": (manifest.task, team.task.spec.name),

@@ -14,11 +14,14 @@ from kdmarl_core.bundle.manifest import (
     write_bundle,
 )
 from kdmarl_core.bundle.policy import BundlePolicy, load_policy
+from kdmarl_core.bundle.signing import NO_TRUST, SECURITY, Trust, admit
 
 __all__ = [
     "MANIFEST",
     "MODEL",
+    "NO_TRUST",
     "SCHEMA_VERSION",
+    "SECURITY",
     "BlockEntry",
     "BundlePolicy",
     "Manifest",
@@ -26,6 +29,8 @@ __all__ = [
     "ModelEntry",
     "StudentEntry",
     "TeacherEntry",
+    "Trust",
+    "admit",
     "load_policy",
     "read_bundle",
     "write_bundle",

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from kdmarl_core.bundle.manifest import MODEL, Manifest, read_bundle
+from kdmarl_core.bundle.manifest import MODEL, Manifest
 from kdmarl_core.bundle.onnx_check import check_model
+from kdmarl_core.bundle.signing import NO_TRUST, UNSIGNED, Trust, admit
 from kdmarl_core.errors import UserError
 
 OBSERVATION = "observation"
@@ -21,14 +22,23 @@ NEXT_STATE = "next_state"
 class BundlePolicy:
     """One robot's decentralised actor: its own blocks in, an action index out."""
 
-    def __init__(self, manifest: Manifest, model: bytes, where: str = MODEL) -> None:
+    def __init__(
+        self, manifest: Manifest, model: bytes, where: str = MODEL, vouched: str = UNSIGNED
+    ) -> None:
         """Open the verified bytes of a model.
+
+        Args:
+            manifest: what they are.
+            model: the bytes of an ONNX file.
+            where: the file that error messages begin with.
+            vouched: who vouches for them, for people.
 
         Raises:
             UserError: they hold what no student needs (see `check_model`), ONNX Runtime refuses
                 them, or inputs and outputs are not the manifest's.
         """
         self.manifest = manifest
+        self.vouched = vouched
         inputs, outputs = _interface(manifest)
         check_model(model, inputs, outputs, where)
         self._session = _open_session(model, where)
@@ -87,10 +97,10 @@ class BundlePolicy:
             raise UserError(f"{where}: gives shapes {found}, not {expected}; export again")
 
 
-def load_policy(folder: Path) -> BundlePolicy:
-    """Read, verify and open a bundle; raises as `read_bundle` and `BundlePolicy` do."""
-    manifest, model = read_bundle(folder)
-    return BundlePolicy(manifest, model, str(folder / MODEL))
+def load_policy(folder: Path, trust: Trust = NO_TRUST, robot: str | None = None) -> BundlePolicy:
+    """Read, verify and open a bundle; raises as `admit` and `BundlePolicy` do."""
+    vouched = admit(folder, trust, robot)
+    return BundlePolicy(vouched.manifest, vouched.model, str(folder / MODEL), vouched.state)
 
 
 def _open_session(model: bytes, where: str) -> ort.InferenceSession:
