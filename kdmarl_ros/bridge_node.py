@@ -30,6 +30,7 @@ from kdmarl_ros import qos, results, topics
 from kdmarl_ros.markers import scene_markers
 from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
 from kdmarl_ros.parameters import BridgeParameters, declare
+from kdmarl_ros.security import refuse_open_middleware
 from kdmarl_ros.spin import Stop
 from kdmarl_ros.spin import main as spin_main
 
@@ -103,6 +104,11 @@ class BridgeNode(Node):
     def __init__(self) -> None:
         super().__init__(topics.BRIDGE_NODE)
         self._given = declare(self, BridgeParameters)
+        refuse_open_middleware(
+            self._given.security,
+            self._given.allow_unsecured_middleware,
+            self.get_fully_qualified_name(),
+        )
         self._team = load_team(self._given.team)
         self._env = self._team.task.make_reference()
         self._links = [

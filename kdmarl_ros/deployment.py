@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.schema import read_yaml
 from kdmarl_core.team import Robot, Team, load_bundles, load_team
-from kdmarl_ros import topics
+from kdmarl_ros import sros2, topics
 from kdmarl_ros.parameters import PolicyParameters, check_names
+from kdmarl_ros.security import trust
 
 PACKAGE = "kdmarl_ros"
 Value = str | int | float | bool
+
+
+class SecurityPlan(NamedTuple):
+    """What is asked of bundles and of the middleware."""
+
+    level: str = ""  # one of SECURITY; empty: what the parameter files say
+    trusted_keys: str = ""  # folder of public keys
+    keystore: str = ""  # of SROS2
+    allow_unsecured_middleware: bool = False
+
+
+AS_CONFIGURED = SecurityPlan()
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,8 @@ class Process:
     namespace: str  # empty: the root
     parameters: dict[str, Value]
     parameter_file: Path | None = None
+    enclave: str = ""  # its place in the keystore; empty: topics are not secured
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside what is inherited
 
     @property
     def label(self) -> str:
@@ -39,6 +57,8 @@ class Process:
         command = [sys.executable, str(program), "--ros-args"]
         if self.namespace:
             command += ["-r", f"__ns:=/{self.namespace}"]
+        if self.enclave:
+            command += ["--enclave", f"/{self.enclave}"]
         if self.parameter_file:
             command += ["--params-file", str(self.parameter_file)]
         for key, value in self.parameters.items():
@@ -54,11 +74,14 @@ class Deployment:
     robots: tuple[Process, ...]
     bridge: Process
     results: Path
+    recorder: Process | None = None
+    warning: str = ""  # what the user must know although the swarm flies
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """Robots first: the bridge waits for them."""
-        return (*self.robots, self.bridge)
+        """The recorder and robots first: the bridge waits for them."""
+        recorder = (self.recorder,) if self.recorder else ()
+        return (*recorder, *self.robots, self.bridge)
 
 
 def plan_swarm(
@@ -69,6 +92,8 @@ def plan_swarm(
     episodes: int,
     seed: int,
     results: Path,
+    security: SecurityPlan = AS_CONFIGURED,
+    recording: Path | None = None,
 ) -> Deployment:
     """Check everything that can be checked before anything starts, and list the processes.
 
@@ -79,13 +104,16 @@ def plan_swarm(
         episodes: how many to play.
         seed: base seed of the episodes.
         results: the bridge's results file.
+        security: what is asked of bundles and of the middleware.
+        recording: file that receives all messages of the run, if any.
 
     Raises:
-        UserError: the team, a bundle or a parameter file cannot be used.
+        UserError: the team, a bundle, a parameter file or a keystore cannot be used, or security
+            is to be enforced where the middleware cannot.
     """
     checked = load_team(team)
     folder = Path(bundles) if bundles else bundles_folder(checked.name)
-    load_bundles(checked, folder)
+    load_bundles(checked, folder, trust(security.level or "check", security.trusted_keys))
     files = Path(robots) if robots else share_folder() / "config" / "robots"
     bridge = Process(
         executable="bridge_node",
@@ -98,8 +126,77 @@ def plan_swarm(
             "seed": seed,
         },
     )
+    recorder = None
+    if recording:
+        bridge.parameters["recorded"] = True
+        recorder = Process(
+            executable="recorder_node",
+            name=topics.RECORDER_NODE,
+            namespace="",
+            parameters={
+                "team": str(checked.path.absolute()),
+                "bundles": str(folder.absolute()),
+                "recording": str(recording.absolute()),
+            },
+        )
     processes = tuple(_plan_robot(robot, folder, files) for robot in checked.robots)
-    return Deployment(checked, processes, bridge, results)
+    return _secured(Deployment(checked, processes, bridge, results, recorder), security)
+
+
+def _secured(deployment: Deployment, security: SecurityPlan) -> Deployment:
+    """The same processes, told what security is asked of them and where their enclaves are."""
+    if not security.level:
+        return deployment
+    asked: dict[str, Value] = {"security": security.level}
+    keystore, warning = None, ""
+    if security.level == "enforce":
+        keystore, warning = _keystore(deployment, security)
+        asked["allow_unsecured_middleware"] = keystore is None
+    enclosed = {} if keystore is None else sros2.environment(keystore)
+
+    def secure(process: Process, parameters: Mapping[str, Value]) -> Process:
+        return replace(
+            process,
+            parameters={**process.parameters, **parameters},
+            enclave=process.label if keystore else "",
+            environment=enclosed,
+        )
+
+    of_robots = dict(asked)
+    if security.trusted_keys:
+        of_robots["trusted_keys"] = str(Path(security.trusted_keys).absolute())
+    return replace(
+        deployment,
+        robots=tuple(secure(robot, of_robots) for robot in deployment.robots),
+        bridge=secure(deployment.bridge, asked),
+        recorder=deployment.recorder and secure(deployment.recorder, {}),
+        warning=warning,
+    )
+
+
+def _keystore(deployment: Deployment, security: SecurityPlan) -> tuple[Path | None, str]:
+    """The keystore to use; None, and a warning, where the middleware could not use one."""
+    folder = Path(security.keystore)
+    if not security.keystore:
+        if security.allow_unsecured_middleware:
+            return None, "topics are NOT secured: no keystore given"
+        raise UserError(
+            "security: enforce: no keystore given; make one with "
+            f"'kdmarl keystore --team {deployment.team.path}'"
+        )
+    rights = sros2.team_rights(deployment.team)
+    sros2.check_keystore(folder, rights, sros2.ros_domain(os.environ))
+    bridge = deployment.bridge
+    reason = sros2.unsecured(folder, bridge.label, bridge.name, bridge.namespace)
+    if reason is None:
+        return folder, ""
+    if not security.allow_unsecured_middleware:
+        raise UserError(
+            f"security: enforce: the middleware cannot keep robots to their own topics ({reason});"
+            " use a ROS 2 built with DDS-Security, or allow an unsecured middleware: signatures "
+            "are then enforced, topics are open"
+        )
+    return None, f"topics are NOT secured: {reason}"
 
 
 def check_parameter_file(path: Path, robot: str) -> None:

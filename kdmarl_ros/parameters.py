@@ -16,6 +16,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from kdmarl_core.bundle import SECURITY
 from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_ros.qos import RELIABILITIES
 
@@ -61,6 +62,15 @@ class PolicyParameters:
         "QoS of the sensor subscriptions", "best_effort", choices=tuple(RELIABILITIES)
     )
     autostart: bool = _field("configure and activate at start-up", True)
+    security: str = _field(
+        "signatures: not looked at, checked where there is one, or enforced with secured topics",
+        "check",
+        choices=SECURITY,
+    )
+    trusted_keys: str = _field("folder of the public keys whose signatures are trusted", "")
+    allow_unsecured_middleware: bool = _field(
+        "enforce signatures although the middleware does not secure topics", False
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,10 @@ class BridgeParameters:
     )
     join_timeout_s: float = _field(
         "wait for all robots before the first episode", 30.0, low=0.1, high=3600.0
+    )
+    security: str = _field("enforce: refuse to run on open topics", "off", choices=SECURITY)
+    allow_unsecured_middleware: bool = _field(
+        "run with enforced security although the middleware does not secure topics", False
     )
 
 

@@ -29,6 +29,7 @@ from kdmarl_ros.msg import AgentAction, FeatureBlock
 from kdmarl_ros.parameters import PolicyParameters, declare
 from kdmarl_ros.policy_runtime import Decision, PolicyRuntime
 from kdmarl_ros.safety import Watchdog, default_timeout_s
+from kdmarl_ros.security import refuse_open_middleware, trust
 from kdmarl_ros.spin import MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
@@ -126,11 +127,16 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         self._cleanup()
         given = self._given
-        policy = load_policy(Path(given.bundle))
+        refuse_open_middleware(
+            given.security, given.allow_unsecured_middleware, self.get_fully_qualified_name()
+        )
+        robot = self.get_namespace().strip("/")
+        policy = load_policy(Path(given.bundle), trust(given.security, given.trusted_keys), robot)
         manifest = policy.manifest
         self._rate_hz = given.rate_hz or manifest.rate_hz
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
         self._runtime = PolicyRuntime(policy)
+        self._vouched = policy.vouched
         self._safe_index = manifest.safe_index
         self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
@@ -150,7 +156,8 @@ class PolicyNode(LifecycleNode):
             self._entities.append(functools.partial(self.destroy_subscription, subscription))
         self._make_timers()
         self.get_logger().info(
-            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}"
+            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}, "
+            f"{policy.vouched}"
         )
 
     def _make_timers(self) -> None:
@@ -233,6 +240,7 @@ class PolicyNode(LifecycleNode):
         values = {
             "bundle": self._given.bundle,
             "mode": self._given.mode,
+            "signature": self._vouched,
             "compute_p50_ms": f"{ordered_ms[round(0.50 * last)]:.3f}",
             "compute_p99_ms": f"{ordered_ms[round(0.99 * last)]:.3f}",
             **{f"age_s/{name}": f"{age:.3f}" for name, age in ages.items()},

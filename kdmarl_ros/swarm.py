@@ -80,7 +80,7 @@ def _start(process: Process, logs: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C is ours to pass on, once
-            env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+            env={**os.environ, PARENT_VARIABLE: str(os.getpid()), **process.environment},
         )
 
 

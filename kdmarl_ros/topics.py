@@ -8,6 +8,7 @@ DIAGNOSTICS = "/diagnostics"  # absolute by ROS convention
 
 POLICY_NODE = "policy"
 BRIDGE_NODE = "bridge"
+RECORDER_NODE = "recorder"
 
 
 def sensor(block: str) -> str:

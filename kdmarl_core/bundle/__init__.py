@@ -14,7 +14,7 @@ from kdmarl_core.bundle.manifest import (
     write_bundle,
 )
 from kdmarl_core.bundle.policy import BundlePolicy, load_policy
-from kdmarl_core.bundle.signing import NO_TRUST, SECURITY, Trust, admit
+from kdmarl_core.bundle.signing import NO_TRUST, SECURITY, Security, Trust, admit
 
 __all__ = [
     "MANIFEST",
@@ -27,6 +27,7 @@ __all__ = [
     "Manifest",
     "Measured",
     "ModelEntry",
+    "Security",
     "StudentEntry",
     "TeacherEntry",
     "Trust",
