@@ -36,6 +36,7 @@ from kdmarl_ros.spin import main as spin_main
 
 REPEAT_AFTER_S = 0.1
 IDLE_WAKE_S = 0.1
+RECORDER_WAIT_S = 5.0
 
 # Every event handler costs time in each wait. Nothing that a robot offers is refused here, and a
 # subscriber that asks for more than is offered is warned by its own side.
@@ -65,9 +66,14 @@ class _RobotLink:
             AgentAction, name, self._on_action, qos.ACTION, event_callbacks=_NO_SUBSCRIPTION_EVENTS
         )
 
-    def present(self) -> bool:
-        """Whether the robot listens to all its blocks and its actions can be heard."""
-        hears = all(publisher.get_subscription_count() for publisher, _, _ in self._blocks)
+    def present(self, listeners: int = 1) -> bool:
+        """Whether the robot listens to all its blocks and its actions can be heard.
+
+        So many listeners in all, where the robot is not the only one.
+        """
+        hears = all(
+            publisher.get_subscription_count() >= listeners for publisher, _, _ in self._blocks
+        )
         return hears and self._node.count_publishers(self._subscription.topic_name) > 0
 
     def show(self, observation: Floats, episode: int, step: int, stamp: Time) -> None:
@@ -140,6 +146,8 @@ class BridgeNode(Node):
                     f"{self._given.seed}; give that run's seed, or another results file"
                 )
         self._await_robots(stop)
+        if self._given.recorded:
+            self._await_recorder(stop)
         for index in range(len(finished), self._given.episodes):
             result = self._play(index, stop)
             if result is None:
@@ -161,6 +169,14 @@ class BridgeNode(Node):
                     f"{self.get_fully_qualified_name()}: no {' and '.join(missing)} after "
                     f"{self._given.join_timeout_s:g} s; start the robots, or raise join_timeout_s"
                 )
+            self._executor.spin_once(timeout_sec=IDLE_WAKE_S)
+
+    def _await_recorder(self, stop: Stop) -> None:
+        give_up_s = time.monotonic() + RECORDER_WAIT_S
+        while not stop.requested and not all(link.present(listeners=2) for link in self._links):
+            if time.monotonic() > give_up_s:
+                self.get_logger().warning("no recorder listens: the beginning is not recorded")
+                return
             self._executor.spin_once(timeout_sec=IDLE_WAKE_S)
 
     def _play(self, index: int, stop: Stop) -> results.EpisodeResult | None:

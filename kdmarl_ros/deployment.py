@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from kdmarl_ros.parameters import PolicyParameters, check_names
 from kdmarl_ros.security import trust
 
 PACKAGE = "kdmarl_ros"
+RECORDING = "recording.mcap"
 Value = str | int | float | bool
 
 
@@ -128,6 +130,8 @@ def plan_swarm(
     )
     recorder = None
     if recording:
+        if importlib.util.find_spec("mcap") is None:
+            raise UserError("recording needs the Python package mcap; install kdmarl[record]")
         bridge.parameters["recorded"] = True
         recorder = Process(
             executable="recorder_node",

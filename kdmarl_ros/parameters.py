@@ -87,10 +87,20 @@ class BridgeParameters:
     join_timeout_s: float = _field(
         "wait for all robots before the first episode", 30.0, low=0.1, high=3600.0
     )
+    recorded: bool = _field("wait for the recorder before the first episode", False)
     security: str = _field("enforce: refuse to run on open topics", "off", choices=SECURITY)
     allow_unsecured_middleware: bool = _field(
         "run with enforced security although the middleware does not secure topics", False
     )
+
+
+@dataclass(frozen=True)
+class RecorderParameters:
+    """Parameters of `recorder_node`."""
+
+    team: str = _field("name of a team that ships, or a team file")
+    bundles: str = _field("folder with one bundle per robot: their manifests are recorded, too")
+    recording: str = _field("file to write; one of that name is replaced")
 
 
 def declare(node: Node, kind: type[P]) -> P:

@@ -50,7 +50,7 @@ def sign_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.bundle.signing import key_id, read_private_key, sign_bundle
 
     key = read_private_key(Path(arguments.key))
-    folders = _folders(arguments.bundles)
+    folders = bundle_folders(arguments.bundles)
     for folder in folders:
         load_policy(folder)
     for folder in folders:
@@ -64,7 +64,7 @@ def verify_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.bundle import Trust, load_policy
 
     trust = Trust("enforce", Path(arguments.trusted_keys))
-    found = [(folder, load_policy(folder, trust)) for folder in _folders(arguments.bundles)]
+    found = [(folder, load_policy(folder, trust)) for folder in bundle_folders(arguments.bundles)]
     if arguments.json:
         print_json(
             [
@@ -85,7 +85,7 @@ def verify_command(arguments: argparse.Namespace) -> None:
     print_table("bundles", ["robot", "model", "state"], rows)
 
 
-def _folders(given: list[str]) -> list[Path]:
+def bundle_folders(given: list[str]) -> list[Path]:
     """Bundles themselves, and those in the folders given."""
     from kdmarl_core.bundle import MANIFEST
     from kdmarl_core.errors import UserError
