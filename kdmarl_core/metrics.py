@@ -1,5 +1,6 @@
 """Figures about returns: means with errors, and retention with its bootstrap interval."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,30 +36,37 @@ def standard_error(values: Returns) -> float:
 
 
 def normalised_retention(
-    student: Returns, teacher: Returns, random: Returns, seed: int = 0
+    students: Returns | Sequence[Returns], teacher: Returns, random: Returns, seed: int = 0
 ) -> Interval | None:
     """(R_student - R_random) / (R_teacher - R_random) of mean returns, 95 % bootstrap interval.
 
-    Episodes are drawn with replacement, for the three players together if they played the same
-    number of episodes (the same seeds), else for each by itself. None if the teacher is as good as
-    random actions: nothing can be retained then.
+    Students of several training seeds may be given: seeds are drawn with replacement, and so are
+    episodes, for all players together if they played the same number of episodes (the same
+    seeds), else for each by itself. None if the teacher is as good as random actions: nothing can
+    be retained then.
     """
     if teacher.mean() == random.mean():
         return None
     rng = np.random.default_rng(seed)
-    paired = len(student) == len(teacher) == len(random)
+    trained = [students] if isinstance(students, np.ndarray) else list(students)
+    episodes = len(teacher)
+    paired = all(len(values) == episodes for values in (random, *trained))
     draws = np.empty((BOOTSTRAP_DRAWS, 3))
     for i in range(BOOTSTRAP_DRAWS):
-        rows = rng.integers(len(student), size=len(student))
-        draws[i] = [
-            values[rows if paired else rng.integers(len(values), size=len(values))].mean()
-            for values in (student, teacher, random)
-        ]
+        rows = rng.integers(episodes, size=episodes)
+
+        def drawn(values: Returns, rows: npt.NDArray[np.int64] = rows) -> float:
+            index = rows if paired else rng.integers(len(values), size=len(values))
+            return float(values[index].mean())
+
+        some = rng.integers(len(trained), size=len(trained))
+        draws[i] = np.mean([drawn(trained[k]) for k in some]), drawn(teacher), drawn(random)
     student_mean, teacher_mean, random_mean = draws[draws[:, 1] != draws[:, 2]].T
     low, high = np.percentile(
         (student_mean - random_mean) / (teacher_mean - random_mean), [2.5, 97.5]
     )
-    value = (student.mean() - random.mean()) / (teacher.mean() - random.mean())
+    mean = np.mean([values.mean() for values in trained])
+    value = (mean - random.mean()) / (teacher.mean() - random.mean())
     return Interval(float(value), float(low), float(high))
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +81,34 @@ def from_mapping(kind: type[T], document: Any, where: str) -> T:
         raise UserError(f"{where}: {error}") from None
 
 
+def with_changes(document: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested mappings in which the entries `key.key=value` are changed.
+
+    Values are read as YAML. Keys need not exist: what has no meaning is refused by `from_mapping`.
+
+    Raises:
+        UserError: a change is not of that form, or leads through something that is no mapping.
+    """
+    changed = dict(document)
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *parents, key = path.split(".")
+        place: dict[str, Any] = changed
+        for parent in parents:
+            inner = place.get(parent)
+            if not isinstance(inner, Mapping):
+                raise UserError(f"'{change}': '{parent}' holds no keys; give KEY.KEY=VALUE")
+            place[parent] = dict(inner)
+            place = place[parent]
+        if not equals or not key:
+            raise UserError(f"'{change}': must be KEY=VALUE or KEY.KEY=VALUE; correct it")
+        try:
+            place[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"'{change}': '{text}' is not a YAML value; correct it") from None
+    return changed
+
+
 def check_at_least(low: float, record: object, *names: str) -> None:
     """Raise a `UserError` for the first of these fields that is below `low`."""
     for name in names:
@@ -138,6 +166,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as type `hint`; ints pass for floats, nothing else is coerced."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)

@@ -49,11 +49,16 @@ class RobotEntry:
 
 @dataclass(frozen=True)
 class TeamFile:
-    """The team file's own keys."""
+    """The team file's keys, once `base` and `defaults` are merged in.
+
+    `base` names a team whose file lies below this one, `defaults` holds what robots share; a
+    robot's own keys win over both.
+    """
 
     task: str
     teacher: str
     robots: dict[str, RobotEntry]
+    recipe: str = "distil"  # how students are distilled: config/training/<recipe>.yaml, or a path
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Team:
     path: Path
     task: Task
     teacher: str
+    recipe: str
     robots: tuple[Robot, ...]
 
     def record(self) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def load_team(name_or_path: str) -> Team:
             action, or does not give every agent exactly one robot.
     """
     path = team_path(name_or_path)
-    entry = from_mapping(TeamFile, _with_base(path), str(path))
+    entry = from_mapping(TeamFile, _with_defaults(_with_base(path), path), str(path))
     task = make_task(entry.task, f"{path}: task")
     robots = [_resolve(name, robot, task, path) for name, robot in entry.robots.items()]
     order = [agent.name for agent in task.spec.agents]
@@ -144,22 +150,32 @@ def load_team(name_or_path: str) -> Team:
             "trained as one; give all robots the same network"
         )
     robots.sort(key=lambda robot: order.index(robot.agent.name))
-    return Team(path.stem, path, task, entry.teacher, tuple(robots))
+    return Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots))
 
 
-def _with_base(path: Path) -> Mapping[str, Any]:
+def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's mapping laid over that of the team that its key `base` names, if it has one."""
     document = dict(read_yaml(path))
     base = document.pop("base", None)
     if base is None:
         return document
     base_path = team_path(str(base))
-    below = read_yaml(base_path)
-    if "base" in below:
-        raise UserError(
-            f"{path}: base: '{base}' has a base itself; name '{below['base']}', or repeat its keys"
-        )
-    return _laid_over(below, document)
+    if base_path in (path, *above):
+        raise UserError(f"{path}: base: '{base}' leads back to this file; name another team")
+    return _laid_over(_with_base(base_path, (path, *above)), document)
+
+
+def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Every robot's mapping laid over the mapping under `defaults`, if there is one."""
+    defaults, robots = document.pop("defaults", {}), document.get("robots")
+    if not isinstance(defaults, Mapping):
+        raise UserError(f"{path}: defaults: expected a mapping of robots' keys, got {defaults!r}")
+    if isinstance(robots, Mapping):
+        document["robots"] = {
+            name: _laid_over(defaults, robot) if isinstance(robot, Mapping) else robot
+            for name, robot in robots.items()
+        }
+    return document
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,11 +76,14 @@ class BundlePolicy:
 
         Raises:
             FloatingPointError: the network gave NaN or infinity.
+            ValueError: the mask is of another size, or no action is legal.
         """
         logits = self.logits(observation)
         if not np.isfinite(logits).all():
             raise FloatingPointError("the network's output is not finite")
         if action_mask is not None:
+            if action_mask.shape != logits.shape or not action_mask.any():
+                raise ValueError(f"{action_mask} is no mask of {len(logits)} actions")
             logits = np.where(action_mask, logits, -np.inf)
         return int(logits.argmax())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from kdmarl_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from kdmarl_core.distil.learner import Recipe
     from kdmarl_core.distil.losses import Terms
     from kdmarl_core.distil.run import DistilledTeam
 
@@ -30,7 +30,13 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("distil", help="distil a teacher into a team's students")
     parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
     parser.add_argument("--teacher", metavar="DIR", help="default: the team file's teacher")
-    parser.add_argument("--recipe", metavar="FILE", help="default config/training/distil.yaml")
+    parser.add_argument("--recipe", metavar="FILE", help="default: the team file's recipe")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values of the recipe to change"
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="TERM", help="terms to switch off (ablation)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument(
         "--buffer", metavar="FILE", help="expert buffer to read, or to write if there is none"
@@ -51,6 +57,8 @@ def distil_command(arguments: argparse.Namespace) -> None:
         arguments.team,
         teacher=arguments.teacher,
         recipe=arguments.recipe,
+        changes=arguments.set,
+        without=arguments.without,
         output=arguments.output,
         overwrite=arguments.overwrite,
         resume=arguments.resume,
@@ -69,7 +77,9 @@ def run_distil(
     team_name: str,
     *,
     teacher: str | None,
-    recipe: str | None,
+    recipe: str | None = None,
+    changes: Sequence[str] = (),
+    without: Sequence[str] = (),
     output: str | None,
     overwrite: bool,
     resume: bool,
@@ -81,8 +91,10 @@ def run_distil(
     """The whole of stage 2 with progress bars; the arguments are the command's options."""
     import torch
 
+    from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import (
         BUNDLES,
+        CHECKPOINT,
         DistilledTeam,
         Work,
         distil,
@@ -97,7 +109,7 @@ def run_distil(
     team = load_team(team_name)
     if teacher:
         team = dataclasses.replace(team, teacher=teacher)
-    how = load_recipe(recipe)
+    how = load_recipe(recipe or team.recipe, changes, without)
     frozen, card = load_teacher(find_teacher(team.teacher), team.task.spec)
     work = Work(team, frozen, card, how, seed)
     folder = Path(output) if output else bundles_folder(team.name)
@@ -128,7 +140,8 @@ def run_distil(
                 buffer_file=Path(buffer) if buffer else None,
             )
         except KeyboardInterrupt:
-            console.print(f"checkpoint kept in {checkpoints}; go on with --resume")
+            if (checkpoints / CHECKPOINT).is_file():
+                console.print(f"checkpoint kept in {checkpoints}; go on with --resume")
             raise
         exported = export(work, students)
         line = bar.add_task(f"{team.name}: measure", total=3, figures="")
@@ -137,20 +150,6 @@ def run_distil(
         )
     write_team(exported, played.measured, folder, overwrite=overwrite)
     return DistilledTeam(folder, team, frozen, exported, played)
-
-
-def load_recipe(path: str | None) -> Recipe:
-    """The distillation recipe in a file, by default the one that ships.
-
-    Raises:
-        UserError: the file is missing or malformed.
-    """
-    from kdmarl_core.distil.learner import Recipe
-    from kdmarl_core.files import share_folder
-    from kdmarl_core.schema import from_mapping, read_yaml
-
-    file = Path(path) if path else share_folder() / "config" / "training" / "distil.yaml"
-    return from_mapping(Recipe, read_yaml(file), str(file))
 
 
 def _figures(done: DistilledTeam) -> dict[str, Any]:

@@ -30,13 +30,13 @@ class CoordinationHeads(nn.Module):
 
     def structure(self, embedding: Tensor) -> Tensor:
         """phi_S [B, N, W] at the common width, [B, N, C]."""
-        output: Tensor = self.common(embedding.transpose(0, 1))
-        return output.transpose(0, 1)
+        output: Tensor = self.common(embedding.permute(1, 2, 0))
+        return output.permute(2, 0, 1)
 
     def scores(self, embedding: Tensor) -> Tensor:
         """U_S phi_S, [B, N, K]."""
-        output: Tensor = self.roles(embedding.transpose(0, 1))
-        return output.transpose(0, 1)
+        output: Tensor = self.roles(embedding.permute(1, 2, 0))
+        return output.permute(2, 0, 1)
 
 
 def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:

@@ -48,16 +48,20 @@ class ExpertBuffer(NamedTuple):
     """Sequences of steps in which the teacher acted; each begins with an episode."""
 
     origin: Origin
-    roles: Tensor  # U_T, [K, W]
+    projection: Tensor  # U_T, [K, W]
     observation: Tensor  # [T, B, N, D] full observations; students cut out their own
     labels: Labels  # [T, B, ...]
 
 
-def fill_buffer(
-    task: Task, teacher: Teacher, card: TeacherCard, steps: int, roles: int, seed: int
-) -> ExpertBuffer:
-    """At least `steps` environment steps in which the teacher acted, drawn from its policy."""
-    horizon = task.spec.episode_steps
+def plan_buffer(spec: TaskSpec, card: TeacherCard, steps: int, roles: int, seed: int) -> Origin:
+    """What a buffer of at least `steps` environment steps is made from."""
+    whole = spec.episode_steps * ENVS
+    return Origin(spec.name, card.weights_sha256, math.ceil(steps / whole) * whole, roles, seed)
+
+
+def fill_buffer(task: Task, teacher: Teacher, card: TeacherCard, origin: Origin) -> ExpertBuffer:
+    """A buffer as planned: the teacher acts, drawn from its policy."""
+    horizon, roles, seed = task.spec.episode_steps, origin.roles, origin.seed
     collector = Collector(task.spec, task.make_batch(ENVS), horizon, seed, anew=True)
 
     def act(step: BatchStep, begins: Booleans) -> Tensor:
@@ -68,7 +72,7 @@ def fill_buffer(
                 torch.from_numpy(step.action_mask),
             )
 
-    rollouts = math.ceil(steps / (horizon * ENVS))
+    rollouts = origin.steps // (horizon * ENVS)
     observation, labels = _allocate(task.spec, horizon, rollouts * ENVS, roles)
     projection = None
     for number in range(rollouts):
@@ -80,7 +84,6 @@ def fill_buffer(
         for kept, field in zip(labels, label(rollout, teacher, card, projection), strict=True):
             kept[:, rows] = field
     assert projection is not None
-    origin = Origin(task.spec.name, card.weights_sha256, rollouts * horizon * ENVS, roles, seed)
     return ExpertBuffer(origin, projection, observation, labels)
 
 
@@ -92,7 +95,10 @@ def bytes_per_step(spec: TaskSpec, roles: int) -> int:
 
 def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
     """Write a buffer (safetensors); the file appears complete or not at all."""
-    tensors = {"roles": buffer.roles, "observation": buffer.observation} | buffer.labels._asdict()
+    tensors = buffer.labels._asdict() | {
+        "projection": buffer.projection,
+        "observation": buffer.observation,
+    }
     origin = json.dumps(dataclasses.asdict(buffer.origin))
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {"origin": origin})
@@ -106,7 +112,9 @@ def load_buffer(path: Path, card: TeacherCard, roles: int) -> ExpertBuffer:
             number of roles.
     """
     tensors, metadata = read_tensors(path)
-    origin = from_mapping(Origin, parse_json(metadata.get("origin", "{}"), path), str(path))
+    if "origin" not in metadata:
+        raise UserError(f"{path}: not an expert buffer; name another --buffer file")
+    origin = from_mapping(Origin, parse_json(metadata["origin"], path), str(path))
     found = (origin.task, origin.teacher_sha256[:12], origin.roles)
     expected = (card.task, card.weights_sha256[:12], roles)
     for name, is_, should in zip(("task", "teacher", "roles"), found, expected, strict=True):
@@ -116,7 +124,7 @@ def load_buffer(path: Path, card: TeacherCard, roles: int) -> ExpertBuffer:
                 "name another --buffer file, or remove this one"
             )
     fields = {name: tensors[name] for name in Labels._fields}
-    return ExpertBuffer(origin, tensors["roles"], tensors["observation"], Labels(**fields))
+    return ExpertBuffer(origin, tensors["projection"], tensors["observation"], Labels(**fields))
 
 
 def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[Tensor, Labels]:
@@ -131,7 +139,7 @@ def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[T
         behaviour=empty(agents, dtype=torch.float32),
         begins=empty(dtype=torch.bool),
         advantage=empty(dtype=torch.float32),
-        teacher_logits=empty(agents, actions),
+        teacher=empty(agents, actions),
         cosines=empty(agents * (agents - 1) // 2),
         roles=empty(agents, roles),
     )

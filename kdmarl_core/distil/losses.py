@@ -1,7 +1,8 @@
 """The terms of the student's objective, each a pure function (Algorithm 1, lines 9-10 and 14).
 
-Shapes: `B` samples, `N` agents, `A` actions. Logits of actions that do not exist are very
-negative, not minus infinity, so that a probability of zero contributes zero and never a NaN.
+Shapes: `B` samples, `N` agents, `A` actions. Policies are given as log-probabilities [B, N, A]. Those
+of actions that are not legal are very negative, not minus infinity, so that a probability of zero
+contributes zero and never a NaN.
 
 Deviations from the paper, settled in its favour: eq. 8 as printed is the KL plus a constant, so
 the cross-entropy takes the teacher's most probable action, as the text and Table III ("hard
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, normalize, softmax
+from torch.nn.functional import log_softmax, normalize
 
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import check_at_least
@@ -54,34 +55,38 @@ class Terms(NamedTuple):
     entropy: Tensor
 
 
-def critic_free_ppo(log_prob: Tensor, behaviour: Tensor, advantage: Tensor, clip: float) -> Tensor:
+def critic_free_ppo(
+    student: Tensor, action: Tensor, behaviour: Tensor, advantage: Tensor, clip: float
+) -> Tensor:
     """PPO-clip objective (eq. 3-4) with the teacher's advantage, summed over agents.
 
     Args:
-        log_prob: log pi_S of the actions taken, [B, N].
+        student: log pi_S, [B, N, A].
+        action: the actions taken, [B, N].
         behaviour: log pi_beh of the same actions, [B, N].
         advantage: A_T, [B].
         clip: epsilon.
     """
-    ratio = torch.exp(log_prob - behaviour)
+    ratio = torch.exp(_of_actions(student, action) - behaviour)
     return ppo_clip(ratio, advantage[:, None], clip).mean(0).sum()
 
 
 def policy_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """tau^2 KL(pi_T || pi_S) of logits [B, N, A] softened by tau (eq. 7), summed over agents."""
-    return temperature**2 * _softened_divergence(teacher, student, temperature)
+    """tau^2 KL(pi_T || pi_S), both softened by tau (eq. 7), summed over agents."""
+    if temperature != 1.0:
+        teacher = log_softmax(teacher / temperature, -1)
+        student = log_softmax(student / temperature, -1)
+    return temperature**2 * _divergence(teacher, student)
 
 
 def hard_cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
     """Cross-entropy of pi_S against the teacher's most probable action (eq. 8, see above)."""
-    return (
-        cross_entropy(student.transpose(1, 2), teacher.argmax(-1), reduction="none").mean(0).sum()
-    )
+    return -_of_actions(student, teacher.argmax(-1)).mean(0).sum()
 
 
 def soft_cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
     """Cross-entropy of pi_S against pi_T, eq. 8 as printed: the KL plus the teacher's entropy."""
-    return -(softmax(teacher, -1) * log_softmax(student, -1)).sum(-1).mean(0).sum()
+    return -(teacher.exp() * student).sum(-1).mean(0).sum()
 
 
 def relational_structure(teacher_cosines: Tensor, student: Tensor) -> Tensor:
@@ -104,13 +109,14 @@ def pair_cosines(embedding: Tensor) -> Tensor:
 
 def role_alignment(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """KL(rho_T || rho_S) of role scores U phi [B, N, K] softened by tau (eq. 10-11)."""
-    return _softened_divergence(teacher, student, temperature)
+    return _divergence(
+        log_softmax(teacher / temperature, -1), log_softmax(student / temperature, -1)
+    )
 
 
 def entropy(student: Tensor) -> Tensor:
-    """H(pi_S) of logits [B, N, A], summed over agents."""
-    log_probs = log_softmax(student, -1)
-    return -(log_probs.exp() * log_probs).sum(-1).mean(0).sum()
+    """H(pi_S), summed over agents."""
+    return -(student.exp() * student).sum(-1).mean(0).sum()
 
 
 def total(terms: Terms, weights: Weights) -> Tensor:
@@ -127,8 +133,11 @@ def total(terms: Terms, weights: Weights) -> Tensor:
     return torch.stack([weight * term for weight, term in parts if weight]).sum()
 
 
-def _softened_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """KL of the softmax of scores [B, N, any] divided by tau, summed over agents."""
-    target = log_softmax(teacher / temperature, -1)
-    found = log_softmax(student / temperature, -1)
-    return (target.exp() * (target - found)).sum(-1).mean(0).sum()
+def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL of two distributions given as log-probabilities [B, N, any], summed over agents."""
+    return (teacher.exp() * (teacher - student)).sum(-1).mean(0).sum()
+
+
+def _of_actions(log_probs: Tensor, action: Tensor) -> Tensor:
+    """Log-probabilities [B, N] of actions [B, N]."""
+    return log_probs.gather(-1, action[..., None]).squeeze(-1)

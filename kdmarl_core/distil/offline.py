@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from kdmarl_core.distil.expert_buffer import ExpertBuffer
-from kdmarl_core.distil.learner import Learner, OfflinePhase, decay
+from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
+from kdmarl_core.distil.recipe import OfflinePhase, decay
 from kdmarl_core.distil.samples import Batch, Labels
 from kdmarl_core.seeding import derive_seed
 

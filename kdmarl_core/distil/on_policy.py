@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdmarl_core.distil.learner import Learner, OnPolicyPhase, decay
+from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
+from kdmarl_core.distil.recipe import OnPolicyPhase, decay
 from kdmarl_core.distil.samples import Batch, columns, each_step_alone, label
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.seeding import derive_seed
@@ -29,7 +30,7 @@ class StudentsActing:
         self._inputs: list[Tensor] = []
 
     def __call__(self, step: BatchStep, begins: Booleans) -> Tensor:
-        """Logits, without gradients."""
+        """Log-probabilities [E, N, A], without gradients."""
         students, envs = self._students, len(begins)
         restriction = students.restriction
         if not self._inputs:
@@ -46,8 +47,8 @@ class StudentsActing:
             mask, start = torch.from_numpy(step.action_mask), torch.from_numpy(begins)
             output = students(inputs[None], mask[None], start[None], self._state)
         self._state = output.state
-        logits: Tensor = output.logits[0]
-        return logits
+        log_probs: Tensor = output.log_probs[0]
+        return log_probs
 
     def inputs(self) -> Tensor:
         """What the students read in the rollout, [T, E, N, I]."""

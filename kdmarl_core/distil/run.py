@@ -30,13 +30,19 @@ from kdmarl_core.bundle import (
     write_bundle,
 )
 from kdmarl_core.distil.coordination import CoordinationHeads
-from kdmarl_core.distil.expert_buffer import ExpertBuffer, fill_buffer, load_buffer, save_buffer
-from kdmarl_core.distil.learner import Learner, Recipe
+from kdmarl_core.distil.expert_buffer import (
+    Origin,
+    fill_buffer,
+    load_buffer,
+    plan_buffer,
+    save_buffer,
+)
+from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy, StudentsActing
+from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import BundlePlayer, RandomPlayer, TeamPlayer, play, returns
 from kdmarl_core.export import check_agreement, student_model
 from kdmarl_core.files import atomic_folder
@@ -70,13 +76,14 @@ class Work(NamedTuple):
     recipe: Recipe
     seed: int
 
-    def identity(self) -> str:
+    def identity(self, buffer: Origin) -> str:
         """A hash: what was begun by other work is not gone on with."""
         record = [
             self.team.record(),
             self.card.weights_sha256,
             dataclasses.asdict(self.recipe),
             self.seed,
+            dataclasses.asdict(buffer),
         ]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -108,18 +115,24 @@ def distil(
     students = StudentTeam(team)
     heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
     learner = Learner(students, heads, recipe)
-    path, identity, done, seconds = folder / CHECKPOINT, work.identity(), 0, 0.0
+    kept = None
+    if buffer_file is not None and buffer_file.exists():
+        kept = load_buffer(buffer_file, work.card, recipe.roles)
+    origin = kept.origin if kept else _planned_buffer(work)
+    path, identity, done, seconds = folder / CHECKPOINT, work.identity(origin), 0, 0.0
     if resume and path.is_file():
         progress = load_checkpoint(path, learner.learned, learner.optimizer, identity, seed)
         done, seconds = progress.iteration, progress.seconds
-    buffer = _buffer(work, buffer_file)
+    buffer = kept or fill_buffer(team.task, work.teacher, work.card, origin)
+    if buffer_file is not None and kept is None:
+        save_buffer(buffer, buffer_file)
     on_policy = OnPolicy(
         learner,
         team.task,
         work.teacher,
         work.card,
         recipe.on_policy,
-        buffer.roles,
+        buffer.projection,
         derive_seed(seed, 13),
     )
     begun = saved = time.monotonic()
@@ -130,30 +143,24 @@ def distil(
         save_checkpoint(path, learner.learned, learner.optimizer, record)
 
     with deferred_interrupt() as interrupted:
-        try:
-            while done < first + second and not interrupted.is_set():
-                if done < first:
-                    terms = learn_offline(
-                        learner, buffer, recipe.offline, done, derive_seed(seed, 12)
-                    )
-                    report("offline", done + 1, first, terms, math.nan, math.nan)
-                else:
-                    terms, rollout = on_policy.iterate(done - first)
-                    report(
-                        "on-policy",
-                        done + 1 - first,
-                        second,
-                        terms,
-                        rollout.episode_return(),
-                        rollout.win_rate(),
-                    )
-                done += 1
-                if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                    keep()
-                    saved = time.monotonic()
-        except UserError:
-            keep()
-            raise
+        while done < first + second and not interrupted.is_set():
+            if done < first:
+                terms = learn_offline(learner, buffer, recipe.offline, done, derive_seed(seed, 12))
+                report("offline", done + 1, first, terms, math.nan, math.nan)
+            else:
+                terms, rollout = on_policy.iterate(done - first)
+                report(
+                    "on-policy",
+                    done + 1 - first,
+                    second,
+                    terms,
+                    rollout.episode_return(),
+                    rollout.win_rate(),
+                )
+            done += 1
+            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                keep()
+                saved = time.monotonic()
     if done < first + second:
         keep()
         raise KeyboardInterrupt
@@ -161,21 +168,9 @@ def distil(
     return students
 
 
-def _buffer(work: Work, file: Path | None) -> ExpertBuffer:
-    recipe = work.recipe
-    if file is not None and file.exists():
-        return load_buffer(file, work.card, recipe.roles)
-    buffer = fill_buffer(
-        work.team.task,
-        work.teacher,
-        work.card,
-        recipe.offline.buffer_steps,
-        recipe.roles,
-        derive_seed(work.seed, 11),
-    )
-    if file is not None:
-        save_buffer(buffer, file)
-    return buffer
+def _planned_buffer(work: Work) -> Origin:
+    steps, roles = work.recipe.offline.buffer_steps, work.recipe.roles
+    return plan_buffer(work.team.task.spec, work.card, steps, roles, derive_seed(work.seed, 11))
 
 
 class Exported(NamedTuple):

@@ -17,6 +17,10 @@ from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, mask_logits
 
 
+# Log-probability of what is not legal: in half precision, too, it is finite, and its power zero.
+ILLEGAL = -6e4
+
+
 class Labels(NamedTuple):
     """Steps and the teacher's judgement of them."""
 
@@ -25,7 +29,7 @@ class Labels(NamedTuple):
     behaviour: Tensor  # [T, B, N] log-probability under the policy that acted
     begins: Tensor  # [T, B], whether an episode begins with this step
     advantage: Tensor  # [T, B] A_T, normalised
-    teacher_logits: Tensor  # [T, B, N, A], not masked
+    teacher: Tensor  # [T, B, N, A] log pi_T; very negative where an action is not legal
     cosines: Tensor  # [T, B, P] between the teacher's embeddings of robots j < i
     roles: Tensor  # [T, B, N, K] the teacher's role scores U_T phi_T
 
@@ -34,7 +38,7 @@ class Batch(NamedTuple):
     """What one gradient step reads."""
 
     inputs: Tensor  # [T, B, N, I], from `Restriction.inputs`
-    state: Tensor  # [N, B, W] of recurrent students before the first step
+    state: Tensor  # [N, W, B] of recurrent students before the first step
     labels: Labels
 
 
@@ -49,7 +53,7 @@ def label(rollout: Rollout, teacher: Teacher, card: TeacherCard, roles: Tensor |
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         value = teacher.value(rollout.state)
         embedding = teacher.embed(rollout.observation, state)
-        logits = teacher.actor.head(embedding).float()
+        logits = mask_logits(teacher.actor.head(embedding).float(), rollout.action_mask)
         embedding = embedding.float()
     reward = rollout.reward * card.reward_scale
     advantage = gae(reward, value, rollout.done, card.gamma, card.gae_lambda)
@@ -59,7 +63,7 @@ def label(rollout: Rollout, teacher: Teacher, card: TeacherCard, roles: Tensor |
         behaviour=rollout.log_prob,
         begins=rollout.begins,
         advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
-        teacher_logits=logits,
+        teacher=torch.log_softmax(logits, -1).clamp(min=ILLEGAL),
         cosines=embedding.new_zeros(*embedding.shape[:2], 0)
         if roles is None
         else pair_cosines(embedding),
@@ -67,11 +71,6 @@ def label(rollout: Rollout, teacher: Teacher, card: TeacherCard, roles: Tensor |
         if roles is None
         else embedding @ roles.T,
     )
-
-
-def masked_teacher_logits(labels: Labels) -> Tensor:
-    """The teacher's logits with actions that are not legal made very negative."""
-    return mask_logits(labels.teacher_logits.float(), labels.action_mask)
 
 
 def each_step_alone(batch: Batch) -> Batch:
@@ -82,7 +81,7 @@ def each_step_alone(batch: Batch) -> Batch:
 
 def columns(batch: Batch, index: Tensor) -> Batch:
     """The sequences of these indices."""
-    state = batch.state if batch.state.shape[-1] == 0 else batch.state[:, index]
-    return Batch(
-        batch.inputs[:, index], state, Labels(*(field[:, index] for field in batch.labels))
-    )
+    labels = Labels(*(field[:, index] for field in batch.labels))
+    # Feed-forward students have no state, whatever the number of sequences.
+    state = batch.state[..., index] if batch.state.shape[1] else batch.state
+    return Batch(batch.inputs[:, index], state, labels)

@@ -5,6 +5,9 @@ A padded unit starts at zero, what follows it (ReLU, or a GRU's update) keeps it
 are all gradients from and to it: padding never learns and never acts, and `of_robot` cuts it off
 again.
 
+Features come before samples, [N, features, B]: every product, activation and softmax over them then
+runs along contiguous memory, which makes an update several times faster than [B, N, features].
+
 Shapes: `N` robots, `B` samples, `W` widest student.
 """
 
@@ -18,35 +21,35 @@ from kdmarl_core.export import GruWeights, Layer
 
 
 class StackedLinear(nn.Module):
-    """One linear layer per robot, [N, in, out], zero where a robot has no such unit."""
+    """One linear layer per robot, [N, out, in], zero where a robot has no such unit."""
 
     def __init__(self, inputs: list[int], outputs: list[int], gain: float) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        weight = torch.zeros(len(inputs), max(inputs), max(outputs))
-        for robot, (rows, columns) in enumerate(zip(inputs, outputs, strict=True)):
+        weight = torch.zeros(len(inputs), max(outputs), max(inputs))
+        for robot, (columns, rows) in enumerate(zip(inputs, outputs, strict=True)):
             weight[robot, :rows, :columns] = nn.init.orthogonal_(torch.empty(rows, columns), gain)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(len(inputs), 1, max(outputs)))
+        self.bias = nn.Parameter(torch.zeros(len(inputs), max(outputs), 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, B, in] -> [N, B, out]."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        """[N, in, B] -> [N, out, B]."""
+        return torch.baddbmm(self.bias, self.weight, x)
 
     def of_robot(self, robot: int) -> Layer:
         """Weight [in, out] and bias [out] without padding, in double precision."""
-        rows, columns = self.inputs[robot], self.outputs[robot]
+        columns, rows = self.inputs[robot], self.outputs[robot]
         return Layer(
-            _double(self.weight[robot, :rows, :columns]),
-            _double(self.bias[robot, 0, :columns]),
+            _double(self.weight[robot, :rows, :columns].T),
+            _double(self.bias[robot, :rows, 0]),
         )
 
 
 class StackedGru(nn.Module):
     """One gated recurrent unit per robot (Cho et al. 2014, in the form that torch computes).
 
-    r, z = sigmoid(x W_x + h W_h), n = tanh(x W_xn + r * (h W_hn)), h' = n + z * (h - n). The three
-    gates lie behind one another in the last axis, each padded to the widest student.
+    r, z = sigmoid(W_x x + W_h h), n = tanh(W_xn x + r * (W_hn h)), h' = n + z * (h - n). The three
+    gates lie behind one another, each padded to the widest student.
     """
 
     def __init__(self, widths: list[int]) -> None:
@@ -54,59 +57,60 @@ class StackedGru(nn.Module):
         self.widths, self.width = widths, max(widths)
         self.input_weight = nn.Parameter(_gates(widths))
         self.state_weight = nn.Parameter(_gates(widths))
-        self.input_bias = nn.Parameter(torch.zeros(len(widths), 1, 3 * self.width))
-        self.state_bias = nn.Parameter(torch.zeros(len(widths), 1, 3 * self.width))
+        self.input_bias = nn.Parameter(torch.zeros(len(widths), 3 * self.width, 1))
+        self.state_bias = nn.Parameter(torch.zeros(len(widths), 3 * self.width, 1))
 
     def forward(self, x: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Run through time.
 
         Args:
-            x: [N, T, B, W].
+            x: [N, W, T * B].
             begins: [T, B]; the state is zero before a step that begins an episode.
-            state: [N, B, W] before the first step.
+            state: [N, W, B] before the first step.
 
         Returns:
-            States after each step [N, T, B, W], and the last one [N, B, W].
+            States after each step [N, W, T * B], and the last one [N, W, B].
         """
-        robots, steps, samples, width = x.shape
-        projected = torch.baddbmm(self.input_bias, x.flatten(1, 2), self.input_weight)
-        projected = projected.view(robots, steps, samples, 3 * width)
-        goes_on = (~begins).to(x.dtype)[None, :, :, None]
+        projected = torch.baddbmm(self.input_bias, self.input_weight, x)
+        goes_on = (~begins).to(x.dtype)
+        some_begin = begins.any(1).tolist()
         states = []
-        for t in range(steps):
-            state = self._step(projected[:, t], state * goes_on[:, t])
+        for t, now in enumerate(torch.split(projected, begins.shape[1], -1)):
+            if some_begin[t]:
+                state = state * goes_on[t]
+            state = self._step(now, state)
             states.append(state)
-        return torch.stack(states, 1), state
+        return torch.cat(states, -1), state
 
     def _step(self, projected: Tensor, state: Tensor) -> Tensor:
-        recurrent = torch.baddbmm(self.state_bias, state, self.state_weight)
+        recurrent = torch.baddbmm(self.state_bias, self.state_weight, state)
         width = self.width
-        gates = torch.sigmoid(projected[..., : 2 * width] + recurrent[..., : 2 * width])
-        reset, update = gates[..., :width], gates[..., width:]
-        new = torch.tanh(projected[..., 2 * width :] + reset * recurrent[..., 2 * width :])
+        gates = torch.sigmoid(projected[:, : 2 * width] + recurrent[:, : 2 * width])
+        reset, update = gates[:, :width], gates[:, width:]
+        new = torch.tanh(projected[:, 2 * width :] + reset * recurrent[:, 2 * width :])
         return torch.lerp(new, state, update)
 
     def of_robot(self, robot: int) -> GruWeights:
         """Weights [W, 3 W] and biases [3 W] of inputs and state, without padding."""
         own, width = self.widths[robot], self.width
-        columns = torch.cat([torch.arange(own) + gate * width for gate in range(3)])
+        rows = torch.cat([torch.arange(own) + gate * width for gate in range(3)])
         return GruWeights(
-            _double(self.input_weight[robot, :own][:, columns]),
-            _double(self.input_bias[robot, 0, columns]),
-            _double(self.state_weight[robot, :own][:, columns]),
-            _double(self.state_bias[robot, 0, columns]),
+            _double(self.input_weight[robot, rows, :own].T),
+            _double(self.input_bias[robot, rows, 0]),
+            _double(self.state_weight[robot, rows, :own].T),
+            _double(self.state_bias[robot, rows, 0]),
         )
 
 
 def _gates(widths: list[int]) -> Tensor:
-    """Orthogonal weights [N, W, 3 W] of three gates."""
+    """Orthogonal weights [N, 3 W, W] of three gates."""
     widest = max(widths)
-    weight = torch.zeros(len(widths), widest, 3, widest)
+    weight = torch.zeros(len(widths), 3, widest, widest)
     for robot, width in enumerate(widths):
         for gate in range(3):
             block = nn.init.orthogonal_(torch.empty(width, width))
-            weight[robot, :width, gate, :width] = block
-    return weight.flatten(2)
+            weight[robot, gate, :width, :width] = block
+    return weight.flatten(1, 2)
 
 
 def _double(values: Tensor) -> np.ndarray:

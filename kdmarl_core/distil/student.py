@@ -22,9 +22,10 @@ from kdmarl_core.team import Team
 class StudentOutput(NamedTuple):
     """What students give for sequences."""
 
-    logits: Tensor  # [T, B, N, A]
+    logits: Tensor  # [T, B, N, A], of all actions
+    log_probs: Tensor  # [T, B, N, A], of legal actions; very negative for others
     embedding: Tensor  # phi_S, [T, B, N, W]
-    state: Tensor  # [N, B, W] after the last step; empty for feed-forward students
+    state: Tensor  # [N, W, B] after the last step; empty for feed-forward students
 
 
 class StudentTeam(nn.Module):
@@ -50,9 +51,9 @@ class StudentTeam(nn.Module):
         self.head = StackedLinear(widths, actions, 0.01)
 
     def initial_state(self, episodes: int) -> Tensor:
-        """The recurrent state before anything was seen, [N, B, W]; empty without recurrence."""
+        """The recurrent state before anything was seen, [N, W, B]; empty without recurrence."""
         width = max(self.widths) if self.recurrent else 0
-        return torch.zeros(len(self.widths), episodes, width)
+        return torch.zeros(len(self.widths), width, episodes)
 
     def forward(
         self, inputs: Tensor, action_mask: Tensor, begins: Tensor, state: Tensor
@@ -66,16 +67,20 @@ class StudentTeam(nn.Module):
             state: as `initial_state` or an earlier output's.
         """
         (steps, episodes), robots = begins.shape, len(self.widths)
-        flat = inputs.flatten(0, 1).transpose(0, 1)
-        x = torch.relu(self.hidden(self.aligner(flat)))
+        features = inputs.permute(2, 3, 0, 1).flatten(2)
+        x = torch.relu(self.hidden(self.aligner(features)))
         if isinstance(self.core, StackedGru):
-            x, state = self.core(x.view(robots, steps, episodes, -1), begins, state)
-            x = x.flatten(1, 2)
+            x, state = self.core(x, begins, state)
         else:
             x = torch.relu(self.core(x))
-        logits = self.head(x).transpose(0, 1).reshape(steps, episodes, robots, -1)
-        embedding = x.transpose(0, 1).reshape(steps, episodes, robots, -1)
-        return StudentOutput(mask_logits(logits, action_mask), embedding, state)
+        logits = self.head(x)
+        legal = action_mask.permute(2, 3, 0, 1).flatten(2)
+        log_probs = torch.log_softmax(mask_logits(logits, legal), 1)
+
+        def by_step(values: Tensor) -> Tensor:
+            return values.view(robots, -1, steps, episodes).permute(2, 3, 0, 1)
+
+        return StudentOutput(by_step(logits), by_step(log_probs), by_step(x), state)
 
     def layers(self, robot: int) -> list[Layer | GruWeights]:
         """The deployed network of one robot: without padding, the aligner folded in."""

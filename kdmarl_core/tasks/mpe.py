@@ -21,11 +21,9 @@ from kdmarl_core.tasks.task import (
     BatchEnv,
     BatchStep,
     Entity,
-    Floats,
     Integers,
     Outcome,
     ReferenceEnv,
-    Task,
     TaskSpec,
     View,
 )
@@ -128,16 +126,16 @@ def tasks() -> Mapping[str, Callable[[], MpeTask]]:
     }
 
 
-def make_match(name: str, num_envs: int) -> Match:
-    """The task of that name with its opponent not frozen but played from outside, to train both.
+def task_with_opponent(name: str) -> MpeTask:
+    """The task of that name, whose opponent can be trained.
 
     Raises:
         UserError: no such task, or it has no opponent.
     """
-    playable = {task.spec.name: task for make in tasks().values() if (task := make()).opponent}
-    if name not in playable:
-        raise unknown("task with an opponent to train", name, playable)
-    return _JaxMatch(playable[name], num_envs)
+    found = {task.spec.name: task for make in tasks().values() if (task := make()).opponent}
+    if name not in found:
+        raise unknown("task with an opponent", name, found)
+    return found[name]
 
 
 def _spec(name: str, agents: tuple[AgentSpec, ...]) -> TaskSpec:
@@ -166,6 +164,10 @@ class MpeTask:
     def make_batch(self, num_envs: int) -> BatchEnv:
         """JaxMARL's simulator, jitted and vectorised."""
         return _JaxBatch(self, num_envs)
+
+    def make_match(self, num_envs: int) -> Match:
+        """The same, with the opponent not frozen but played from outside: to train both sides."""
+        return _JaxMatch(self, num_envs)
 
     def make_reference(self) -> ReferenceEnv:
         """`mpe2`'s own parallel environment."""

@@ -98,7 +98,8 @@ def _episode_steps(env: Any, asked: Any, where: str) -> int:
         )
     if type(asked) is not int or asked < 1:
         raise UserError(
-            f"{where}: an episode has {asked!r} steps; give a whole number above 0 as episode_steps"
+            f"{where}: {asked!r} is no number of steps; give a whole number above 0 as "
+            "episode_steps"
         )
     return asked
 

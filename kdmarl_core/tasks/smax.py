@@ -179,7 +179,7 @@ def _rules(task: SmaxTask) -> _Rules:
         alive = state.state.unit_alive
         won = alive[: env.num_allies].any() & ~alive[env.num_allies :].any()
         # Every ally is given the whole team's reward.
-        return state, rewards[env.agents[0]], dones["__all__"], won & dones["__all__"]
+        return state, rewards[env.agents[0]], dones["__all__"], won
 
     def show(state: Any) -> Any:
         seen = env.get_all_unit_obs(state)
@@ -204,14 +204,10 @@ class _JaxBatch:
         pool_size = num_envs * POOLED_EPISODES
         begin = jax.vmap(rules.begin, (None, 0))
         advance = jax.vmap(rules.advance, (0, 0, None, 0))
-        show = jax.vmap(rules.show)
 
         def fill(key: Any, made: Any) -> Any:
-            return begin(key, made + jnp.arange(pool_size))
-
-        def first(pool: Any) -> Any:
-            state = jax.tree.map(lambda leaf: leaf[:num_envs], pool)
-            return state, show(state)
+            pool = begin(key, made + jnp.arange(pool_size))
+            return pool, jax.tree.map(lambda leaf: leaf[:num_envs], pool)
 
         def step(state: Any, actions: Any, key: Any, steps: Any, pool: Any, used: Any) -> Any:
             key = jax.random.fold_in(key, steps)
@@ -222,11 +218,12 @@ class _JaxBatch:
                 where = done.reshape(num_envs, *[1] * (old.ndim - 1))
                 return jnp.where(where, fresh[taken], old)
 
-            state = jax.tree.map(restart, pool, state)
-            return state, show(state), reward, done, won
+            return jax.tree.map(restart, pool, state), reward, done, won
 
         self._jax = jax
-        self._fill, self._first, self._step = jax.jit(fill), jax.jit(first), jax.jit(step)
+        # Compiled apart, `show` is compiled once for `reset` and `step`.
+        self._fill, self._step = jax.jit(fill), jax.jit(step)
+        self._show = jax.jit(jax.vmap(rules.show))
         self._num_envs, self._pool_size = num_envs, pool_size
         self._pool_key = self._step_key = jax.random.PRNGKey(0)
         self._state: Any = None
@@ -236,16 +233,15 @@ class _JaxBatch:
     def reset(self, seed: int) -> BatchStep:
         self._pool_key, self._step_key = self._jax.random.split(self._jax.random.PRNGKey(seed))
         self._made = self._steps = 0
-        self._refill()
-        self._state, shown = self._first(self._pool)
+        self._state = self._refill()
         self._used = self._num_envs
         nothing = np.zeros(self._num_envs, np.bool_)
-        return self._show(shown, nothing.astype(np.float32), nothing, nothing)
+        return self._shown(nothing.astype(np.float32), nothing, nothing)
 
     def step(self, actions: Integers) -> BatchStep:
         if self._used + self._num_envs > self._pool_size:
             self._refill()
-        self._state, shown, reward, done, won = self._step(
+        self._state, reward, done, won = self._step(
             self._state,
             actions.astype(np.int32),
             self._step_key,
@@ -253,18 +249,19 @@ class _JaxBatch:
             self._pool,
             self._used,
         )
+        shown = self._shown(reward, done, won)
         self._steps += 1
-        step = self._show(shown, reward, done, won)
-        self._used += int(step.done.sum())
-        return step
+        self._used += int(shown.done.sum())
+        return shown
 
-    def _refill(self) -> None:
-        self._pool = self._fill(self._pool_key, self._made)
+    def _refill(self) -> Any:
+        self._pool, first = self._fill(self._pool_key, self._made)
         self._made += self._pool_size
         self._used = 0
+        return first
 
-    def _show(self, shown: Any, reward: Any, done: Any, won: Any) -> BatchStep:
-        observation, state, mask = shown
+    def _shown(self, reward: Any, done: Any, won: Any) -> BatchStep:
+        observation, state, mask = self._show(self._state)
         return BatchStep(
             np.array(observation),
             np.array(state),
@@ -281,36 +278,31 @@ class _JaxEpisode:
 
         rules = _rules(task)
 
-        def begin(key: Any) -> Any:
-            state = rules.begin(key, 0)
-            return state, rules.show(state)
-
         def step(state: Any, actions: Any, key: Any, steps: Any) -> Any:
-            key = jax.random.fold_in(key, steps)
-            state, reward, done, won = rules.advance(state, actions, key, 0)
-            return state, rules.show(state), reward, done, won
+            return rules.advance(state, actions, jax.random.fold_in(key, steps), 0)
 
         self._jax = jax
         self._env = rules.env
         self._names = [agent.name for agent in task.spec.agents]
-        self._begin, self._step = jax.jit(begin), jax.jit(step)
+        self._begin, self._step = jax.jit(rules.begin), jax.jit(step)
+        self._show = jax.jit(rules.show)
         self._key = jax.random.PRNGKey(0)
         self._state: Any = None
         self._steps = 0
 
     def reset(self, seed: int) -> View:
         key, self._key = self._jax.random.split(self._jax.random.PRNGKey(seed))
+        self._state = self._begin(key, 0)
         self._steps = 0
-        self._state, shown = self._begin(key)
-        return self._view(shown)
+        return self._view()
 
     def step(self, actions: Sequence[int]) -> Outcome:
-        self._state, shown, reward, done, won = self._step(
+        self._state, reward, done, won = self._step(
             self._state, np.array(actions, np.int32), self._key, self._steps
         )
         self._steps += 1
         label = ("won" if won else "lost") if done else ""
-        return Outcome(self._view(shown), float(reward), bool(done), label)
+        return Outcome(self._view(), float(reward), bool(done), label)
 
     def scene(self) -> list[Entity]:
         state = self._state.state
@@ -324,6 +316,6 @@ class _JaxEpisode:
             )
         ]
 
-    def _view(self, shown: Any) -> View:
-        observation, state, mask = (np.array(part) for part in shown)
+    def _view(self) -> View:
+        observation, state, mask = map(np.array, self._show(self._state))
         return View(tuple(observation), state, tuple(mask))

@@ -54,6 +54,7 @@ class TaskSpec:
     # Whether the joint state holds more than all blocks together: the teacher then reads it, too.
     partially_observable: bool = False
     legal_actions_vary: bool = False  # whether an action can be impossible at some steps
+    fixture_sha256: str = ""  # of trained weights that are part of the environment
     can_be_won: bool = False  # whether episodes are won or lost, and win rate is the score
 
     @property

@@ -1,0 +1,158 @@
+"""Speed of the student update against the time of its matrix products alone.
+
+    python benchmarks/student.py --team simple_spread --team smax_8m
+
+The floor runs every matrix product of one update, forward and backward, on tensors of the same
+shapes and nothing else. Both alternate in one process, and the ratio is of their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kdmarl_core.distil.coordination import CoordinationHeads
+from kdmarl_core.distil.learner import Learner
+from kdmarl_core.distil.recipe import Recipe, load_recipe
+from kdmarl_core.distil.samples import Batch, Labels
+from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.team import Team, load_team
+
+
+def main() -> int:
+    """Measure each team and print one line for it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--team", action="append", help="default simple_spread and smax_8m")
+    parser.add_argument("--network", choices=["mlp", "gru"], help="instead of the team's")
+    parser.add_argument("--rounds", type=int, default=60, help="default 60")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found = []
+    for name in arguments.team or ["simple_spread", "smax_8m"]:
+        team = _with_network(load_team(name), arguments.network)
+        found.append(_measure(team, load_recipe(team.recipe), arguments.rounds))
+        if not arguments.json:
+            _print(found[-1])
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    return 0
+
+
+def _measure(team: Team, recipe: Recipe, rounds: int) -> dict[str, object]:
+    torch.manual_seed(0)
+    students = StudentTeam(team)
+    heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
+    learner = Learner(students, heads, recipe)
+    weights = recipe.on_policy.weights
+    batch = _random_batch(team, students, recipe)
+    products = _products(students, batch)
+
+    def update() -> None:
+        learner.update(batch, weights, 1e-3)
+
+    seconds = _alternate([update, products], rounds)
+    steps = batch.labels.begins.numel()
+    return {
+        "team": team.name,
+        "network": team.robots[0].student.network,
+        "samples": steps * len(team.robots),
+        "update_ms": 1e3 * seconds[0],
+        "products_ms": 1e3 * seconds[1],
+        "ratio": seconds[0] / seconds[1],
+        "samples_per_second": steps * len(team.robots) / seconds[0],
+    }
+
+
+def _random_batch(team: Team, students: StudentTeam, recipe: Recipe) -> Batch:
+    """A minibatch of the recipe's on-policy phase."""
+    phase, spec = recipe.on_policy, team.task.spec
+    envs, steps = phase.num_envs // phase.minibatches, phase.rollout_steps
+    if not students.recurrent:
+        envs, steps = envs * steps, 1
+    agents, actions = spec.num_agents, spec.num_actions
+    begins = torch.zeros(steps, envs, dtype=torch.bool)
+    begins[0] = True
+    return Batch(
+        inputs=torch.randn(steps, envs, agents, max(students.restriction.sizes)),
+        state=students.initial_state(envs),
+        labels=Labels(
+            action_mask=torch.from_numpy(spec.action_exists).expand(steps, envs, -1, -1),
+            action=torch.zeros(steps, envs, agents, dtype=torch.int64),
+            behaviour=torch.full((steps, envs, agents), -1.5),
+            begins=begins,
+            advantage=torch.randn(steps, envs),
+            teacher=torch.randn(steps, envs, agents, actions).log_softmax(-1),
+            cosines=torch.rand(steps, envs, agents * (agents - 1) // 2),
+            roles=torch.randn(steps, envs, agents, recipe.roles),
+        ),
+    )
+
+
+def _products(students: StudentTeam, batch: Batch) -> Callable[[], None]:
+    """All matrix products of one update: of each layer one forward, and two backward."""
+    robots, samples = len(students.widths), batch.labels.begins.numel()
+    width = max(students.widths)
+    inputs, actions = max(students.restriction.sizes), batch.labels.action_mask.shape[-1]
+    layers = [(inputs, width, samples), (width, width, samples), (width, actions, samples)]
+    if students.recurrent:
+        steps = batch.labels.begins.shape[0]
+        layers.append((width, 3 * width, samples))
+        layers += [(width, 3 * width, samples // steps)] * steps
+    else:
+        layers.append((width, width, samples))
+    products = [
+        (torch.randn(robots, b, a), torch.randn(robots, a, n), torch.randn(robots, b, n))
+        for a, b, n in layers
+    ]
+
+    def run() -> None:
+        for index, (weight, x, gradient) in enumerate(products):
+            torch.bmm(weight, x)
+            torch.bmm(gradient, x.transpose(1, 2))
+            if index:  # nothing learns below the first layer
+                torch.bmm(weight.transpose(1, 2), gradient)
+
+    return run
+
+
+def _alternate(jobs: Sequence[Callable[[], None]], rounds: int) -> list[float]:
+    """Median seconds of each job; they take turns, so that other load meets all alike."""
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for _ in range(rounds):
+        for kept, job in zip(seconds, jobs, strict=True):
+            begun = time.perf_counter()
+            job()
+            kept.append(time.perf_counter() - begun)
+    return [statistics.median(kept) for kept in seconds]
+
+
+def _with_network(team: Team, network: str | None) -> Team:
+    if network is None:
+        return team
+    robots = tuple(
+        dataclasses.replace(robot, student=dataclasses.replace(robot.student, network=network))
+        for robot in team.robots
+    )
+    return dataclasses.replace(team, robots=robots)
+
+
+def _print(found: dict[str, object]) -> None:
+    print(
+        f"{found['team']} ({found['network']}): update {found['update_ms']:.2f} ms, products alone "
+        f"{found['products_ms']:.2f} ms, ratio {found['ratio']:.2f}; "
+        f"{found['samples_per_second']:,.0f} robot samples/s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

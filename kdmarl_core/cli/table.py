@@ -1,0 +1,179 @@
+"""`kdmarl table`: the results of all tasks and settings, from cells that are computed once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdmarl_core.cli.common import add_json, positive, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from kdmarl_core.distil.losses import Terms
+    from kdmarl_core.experiments.plan import Row
+    from kdmarl_core.experiments.table import RowCells
+
+KINDS = ("given", "students", "bounds")
+PAGE = Path("docs") / "results.md"
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "table", help="print the table of results, and compute what it lacks"
+    )
+    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
+    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    parser.add_argument("--tasks", nargs="+", default=[], help="default: all of the plan")
+    parser.add_argument("--settings", nargs="+", default=[], help="default: all of the plan")
+    parser.add_argument(
+        "--compute",
+        nargs="+",
+        choices=KINDS,
+        default=[],
+        help="cells to compute where they are missing: given (teacher and random actions), "
+        "students, bounds",
+    )
+    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
+    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
+    add_json(parser)
+    parser.set_defaults(command=table_command)
+
+
+def table_command(arguments: argparse.Namespace) -> None:
+    """Compute what is asked for, then print what there is."""
+    from kdmarl_core.experiments.plan import load_plan, rows
+
+    plan = load_plan(Path(arguments.plan) if arguments.plan else None)
+    chosen = list(rows(plan, arguments.tasks, arguments.settings))
+    results = Path(arguments.results)
+    found = []
+    with progress_bar() as bar:
+        for row in chosen:
+            seeds = min(row.rows.seeds, arguments.seeds or row.rows.seeds)
+            found.append(_row(row, seeds, plan.episodes, results, arguments, bar))
+    if arguments.json:
+        print_json([_figures(cells) for cells in found])
+        return
+    tables = _tables(found)
+    from kdmarl_core.experiments.table import HEADER, markdown, replace_between
+
+    for task, lines in tables.items():
+        print_table(task, HEADER, lines)
+    if arguments.write:
+        text = "\n".join(markdown(task, lines, HEADER) for task, lines in tables.items())
+        page = replace_between(PAGE, "<!-- table -->", "<!-- end of table -->", text)
+        from kdmarl_core.files import atomic_write
+
+        atomic_write(PAGE, page.encode())
+
+
+def _row(
+    row: Row, seeds: int, episodes: int, results: Path, arguments: argparse.Namespace, bar: Any
+) -> RowCells:
+    """One row's cells: read where they exist, computed where that is asked for."""
+    import torch
+
+    from kdmarl_core.distil.recipe import load_recipe
+    from kdmarl_core.distil.run import Work
+    from kdmarl_core.experiments import cells
+    from kdmarl_core.experiments.table import RowCells
+    from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+
+    torch.set_num_threads(arguments.threads)
+    team = row.team()
+    teacher, card = load_teacher(find_teacher(team.teacher), team.task.spec)
+    recipe = load_recipe(team.recipe)
+    folder, slug = results / row.slug, row.setting.replace(" ", "_").replace("+", "")
+
+    def cell(name: str, kind: str, inputs: dict[str, Any], compute: Any) -> cells.Cell | None:
+        path = folder / f"{name}.json"
+        known = cells.read_cell(path, inputs)
+        if known is None and kind in arguments.compute:
+            line = bar.add_task(f"{row.task} {name}", total=None, figures="")
+            known = compute(_reporter(bar, line))
+            bar.update(line, total=1, completed=1)
+            cells.write_cell(path, known)
+        return known
+
+    students = []
+    for seed in range(seeds):
+        work = Work(team, teacher, card, recipe, seed)
+        checkpoints = Path("runs") / "table" / row.slug / f"{slug}-{seed}"
+        students.append(
+            cell(
+                f"{slug}-students-{seed}",
+                "students",
+                cells.student_inputs(work, episodes),
+                lambda report, work=work, place=checkpoints: cells.distil_students(
+                    work, episodes, place, report
+                ),
+            )
+        )
+    return RowCells(
+        row=row,
+        teacher=cell(
+            "teacher",
+            "given",
+            cells.teacher_inputs(team.task, card, episodes),
+            lambda _: cells.play_teacher(team.task, teacher, card, episodes),
+        ),
+        random=cell(
+            "random",
+            "given",
+            cells.common_inputs("random", team.task, episodes),
+            lambda _: cells.play_random(team.task, episodes),
+        ),
+        students=tuple(found for found in students if found is not None),
+        bound=None,
+    )
+
+
+def _reporter(bar: Any, line: Any) -> Any:
+    """A report for `distil` that moves one line of the bar through both phases."""
+
+    def report(
+        phase: str, done: int, of: int, terms: Terms, mean_return: float, win_rate: float
+    ) -> None:
+        shown = f"{phase} KL {float(terms.kl):.3f}"
+        if math.isfinite(mean_return):
+            shown += f" return {mean_return:.2f}"
+        bar.update(line, total=of, completed=done, figures=shown)
+
+    return report
+
+
+def _tables(found: list[RowCells]) -> dict[str, list[list[str]]]:
+    """Printed rows by task."""
+    from kdmarl_core.experiments.table import page_rows
+
+    tables: dict[str, list[list[str]]] = {}
+    for cells in found:
+        tables.setdefault(cells.row.task, []).append(page_rows(cells))
+    return tables
+
+
+def _figures(cells: RowCells) -> dict[str, Any]:
+    from kdmarl_core.experiments import table
+
+    def share(interval: Any) -> Any:
+        return interval and interval._asdict()
+
+    return {
+        "task": cells.row.task,
+        "setting": cells.row.setting,
+        "team": cells.row.team_name,
+        "source": dataclasses.asdict(cells.row.rows.source),
+        "retention": share(table.retention(cells)),
+        "of_bound": share(table.of_bound(cells)),
+        "bound_retention": share(table.bound_retention(cells)),
+        "scores": {
+            "teacher": cells.teacher and float(cells.teacher.scores.mean()),
+            "random": cells.random and float(cells.random.scores.mean()),
+            "students": [float(cell.scores.mean()) for cell in cells.students],
+            "bound": cells.bound and float(cells.bound.scores.mean()),
+        },
+    }

@@ -1,0 +1,98 @@
+"""How students are distilled: every value stands in `config/training/<recipe>.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdmarl_core.distil.losses import Terms, Weights
+from kdmarl_core.errors import unknown
+from kdmarl_core.files import share_folder
+from kdmarl_core.schema import (
+    check_above_zero,
+    check_at_least,
+    from_mapping,
+    read_yaml,
+    with_changes,
+)
+
+
+@dataclass(frozen=True)
+class OfflinePhase:
+    """Learning from the teacher's own rollouts; no updates switch it off."""
+
+    buffer_steps: int
+    updates: int
+    minibatch: int
+    learning_rate: float
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "updates")
+        check_at_least(1, self, "buffer_steps", "minibatch")
+        check_above_zero(self, "learning_rate")
+
+
+@dataclass(frozen=True)
+class OnPolicyPhase:
+    """Learning from the students' own states; no iterations switch it off."""
+
+    iterations: int
+    num_envs: int
+    rollout_steps: int
+    epochs: int
+    minibatches: int
+    learning_rate: float
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "iterations")
+        check_at_least(1, self, "num_envs", "rollout_steps", "epochs", "minibatches")
+        check_above_zero(self, "learning_rate")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How students are distilled; every value stands in `config/training/distil.yaml`."""
+
+    temperature: float
+    clip: float
+    max_grad_norm: float
+    common_width: int
+    roles: int
+    offline: OfflinePhase
+    on_policy: OnPolicyPhase
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "temperature", "clip", "max_grad_norm")
+        check_at_least(1, self, "common_width")
+        check_at_least(2, self, "roles")
+
+
+def load_recipe(
+    name_or_path: str, changes: Sequence[str] = (), without: Sequence[str] = ()
+) -> Recipe:
+    """A shipped recipe by its name, or any file by its path.
+
+    Args:
+        name_or_path: such as `distil`, or a YAML file.
+        changes: values to change, `key.key=value`.
+        without: terms of the objective to switch off in both phases.
+
+    Raises:
+        UserError: the file is missing or malformed, or a change or term is unknown.
+    """
+    folder = share_folder() / "config" / "training"
+    is_file = name_or_path.endswith((".yaml", ".yml"))
+    path = Path(name_or_path) if is_file else folder / f"{name_or_path}.yaml"
+    for term in without:
+        if term not in Terms._fields:
+            raise unknown("term", term, Terms._fields)
+    off = [f"{phase}.weights.{term}=0.0" for term in without for phase in ("offline", "on_policy")]
+    return from_mapping(Recipe, with_changes(read_yaml(path), [*changes, *off]), str(path))
+
+
+def decay(learning_rate: float, done: int, total_steps: int) -> float:
+    """Linear decay to zero."""
+    return learning_rate * (1 - done / total_steps)

@@ -1,0 +1,147 @@
+"""Cells of the results table: one trained or given team, played for its score.
+
+A cell is a small JSON file. It holds everything that made it, and is only used again for the same;
+so a table fills up over several runs, and anyone can compute one cell again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdmarl_core import __version__
+from kdmarl_core.bundle import BundlePolicy
+from kdmarl_core.distil.run import Report, Work, distil, export
+from kdmarl_core.evaluate import BundlePlayer, Episode, RandomPlayer, TeamPlayer, play, returns
+from kdmarl_core.export import Layer, student_model
+from kdmarl_core.files import atomic_write
+from kdmarl_core.metrics import Returns
+from kdmarl_core.resources.count import count
+from kdmarl_core.schema import from_mapping, read_json
+from kdmarl_core.tasks import Task
+from kdmarl_core.teacher.player import TeacherPlayer
+from kdmarl_core.teacher.teacher import Teacher, TeacherCard
+
+EVALUATION_SEED = 0  # of all cells: every player plays the same episodes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was played, and what came out."""
+
+    inputs: dict[str, Any]  # everything that made it
+    returns: tuple[float, ...]  # of each episode
+    won: tuple[int, ...]  # one or zero for each episode; empty where nothing can be won
+    flops_per_episode: float  # of all robots' decisions
+    seconds: float  # spent on training and playing
+    kdmarl_version: str
+
+    @property
+    def scores(self) -> Returns:
+        """What the table compares: wins where episodes can be won, else returns."""
+        return np.array(self.won or self.returns, float)
+
+
+def read_cell(path: Path, inputs: dict[str, Any]) -> Cell | None:
+    """The cell in a file, or None if there is none that was made by these very inputs.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    cell = from_mapping(Cell, read_json(path), str(path))
+    return cell if cell.inputs == as_json(inputs) else None
+
+
+def write_cell(path: Path, cell: Cell) -> None:
+    """Write a cell; a killed run leaves the old file or the new one."""
+    atomic_write(path, (json.dumps(dataclasses.asdict(cell)) + "\n").encode())
+
+
+def as_json(value: Any) -> Any:
+    """A value as it is read back from JSON: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
+def common_inputs(kind: str, task: Task, episodes: int) -> dict[str, Any]:
+    """What decides every cell of a task."""
+    return {
+        "kind": kind,
+        "task": task.spec.name,
+        "fixture": task.spec.fixture_sha256,
+        "episodes": episodes,
+        "evaluation_seed": EVALUATION_SEED,
+    }
+
+
+def teacher_inputs(task: Task, card: TeacherCard, episodes: int) -> dict[str, Any]:
+    """Inputs of the cell of a task's teacher."""
+    return common_inputs("teacher", task, episodes) | {"teacher": card.weights_sha256}
+
+
+def student_inputs(work: Work, episodes: int) -> dict[str, Any]:
+    """Inputs of the cell of a team's students."""
+    return common_inputs("students", work.team.task, episodes) | {
+        "teacher": work.card.weights_sha256,
+        "team": work.team.record(),
+        "recipe": dataclasses.asdict(work.recipe),
+        "seed": work.seed,
+    }
+
+
+def play_random(task: Task, episodes: int) -> Cell:
+    """The cell of uniformly random legal actions."""
+    inputs = common_inputs("random", task, episodes)
+    return _played(task, RandomPlayer(), inputs, 0, time.monotonic())
+
+
+def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int) -> Cell:
+    """The cell of a task's teacher."""
+    model = student_model([Layer(*layer) for layer in teacher.actor.dense_layers()])
+    flops = count(model).flops * task.spec.num_agents
+    player = TeacherPlayer(teacher, task.spec)
+    inputs = teacher_inputs(task, card, episodes)
+    return _played(task, player, inputs, flops, time.monotonic())
+
+
+def distil_students(work: Work, episodes: int, folder: Path, report: Report) -> Cell:
+    """The cell of a team's students: distil, export, play. Goes on where it was interrupted."""
+    begun = time.monotonic()
+    students = distil(work, report, folder=folder, resume=True)
+    exported = export(work, students)
+    policies = [BundlePolicy(item.draft, item.model) for item in exported]
+    flops = sum(item.draft.student.flops_per_decision for item in exported)
+    player = BundlePlayer(policies, work.team)
+    inputs = student_inputs(work, episodes)
+    return _played(work.team.task, player, inputs, flops, begun)
+
+
+def _played(
+    task: Task,
+    player: TeamPlayer,
+    inputs: dict[str, Any],
+    flops_per_step: int,
+    begun: float,
+) -> Cell:
+    episodes = list(play(task.make_reference(), player, inputs["episodes"], EVALUATION_SEED))
+    steps = float(np.mean([episode.steps for episode in episodes]))
+    return Cell(
+        inputs=as_json(inputs),
+        returns=tuple(round(value, 4) for value in returns(episodes)),
+        won=_won(episodes) if task.spec.can_be_won else (),
+        flops_per_episode=flops_per_step * steps,
+        seconds=round(time.monotonic() - begun, 1),
+        kdmarl_version=__version__,
+    )
+
+
+def _won(episodes: Sequence[Episode]) -> tuple[int, ...]:
+    return tuple(int(episode.outcome == "won") for episode in episodes)

@@ -1,0 +1,101 @@
+"""Which cells the table has, and what is kept of them: `config/results.yaml` read and resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.files import share_folder
+from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
+from kdmarl_core.team import Team, load_team
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the source reports of a task; wins in percent."""
+
+    measure: Literal["return", "wins"]
+    teacher: float
+    limited: float  # LH
+    limited_mixed: float  # LH+A
+
+    def student(self, setting: str) -> float | None:
+        """Its student in one of the table's settings; the source has no full-observation one."""
+        if setting.startswith("LH+A"):
+            return self.limited_mixed
+        return self.limited if setting.startswith("LH") else None
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task's rows."""
+
+    seeds: int
+    teams: tuple[str, ...]  # one per setting
+    source: Source
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "seeds")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole table."""
+
+    episodes: int
+    settings: tuple[str, ...]
+    tasks: dict[str, TaskPlan]
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "episodes")
+        for task, rows in self.tasks.items():
+            if len(rows.teams) != len(self.settings):
+                raise UserError(
+                    f"tasks: {task}: teams: {len(rows.teams)} teams for {len(self.settings)} "
+                    "settings; name one team per setting"
+                )
+
+
+class Row:
+    """One task in one setting."""
+
+    def __init__(self, plan: Plan, task: str, setting: str) -> None:
+        """The row of that task and setting."""
+        self.task, self.setting, self.rows = task, setting, plan.tasks[task]
+        self.team_name = self.rows.teams[plan.settings.index(setting)]
+        self.slug = task.replace("/", "_")
+
+    def team(self) -> Team:
+        """The row's team."""
+        return load_team(self.team_name)
+
+
+def load_plan(path: Path | None = None) -> Plan:
+    """The plan in a file, by default the one that ships.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    file = path or share_folder() / "config" / "results.yaml"
+    return from_mapping(Plan, read_yaml(file), str(file))
+
+
+def rows(plan: Plan, tasks: list[str], settings: list[str]) -> Iterator[Row]:
+    """The rows of these tasks and settings (none: all), in the plan's order.
+
+    Raises:
+        UserError: a task or setting is not in the plan.
+    """
+    for name in tasks:
+        if name not in plan.tasks:
+            raise unknown("task", name, plan.tasks)
+    for name in settings:
+        if name not in plan.settings:
+            raise unknown("setting", name, plan.settings)
+    for task in plan.tasks:
+        for setting in plan.settings:
+            if (not tasks or task in tasks) and (not settings or setting in settings):
+                yield Row(plan, task, setting)

@@ -1,0 +1,145 @@
+"""Cells become rows, and rows a page: `docs/results.md`.
+
+Every figure of the page comes from a cell; a cell that is missing is an empty place, not a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdmarl_core.experiments.cells import Cell
+from kdmarl_core.experiments.plan import Row
+from kdmarl_core.metrics import Interval, Returns, normalised_retention
+
+HEADER = (
+    "setting",
+    "teacher",
+    "random",
+    "student",
+    "seeds",
+    "bound",
+    "retention %",
+    "of bound %",
+    "raw ratio %",
+    "source's ratio %",
+    "FLOPs/episode",
+)
+
+
+@dataclass(frozen=True)
+class RowCells:
+    """What is known of a row; students by training seed."""
+
+    row: Row
+    teacher: Cell | None
+    random: Cell | None
+    students: tuple[Cell, ...]
+    bound: Cell | None
+
+
+def retention(cells: RowCells) -> Interval | None:
+    """Normalised retention of the students with its interval, if all that it needs is there."""
+    if not (cells.students and cells.teacher and cells.random):
+        return None
+    return normalised_retention(_students(cells), cells.teacher.scores, cells.random.scores)
+
+
+def of_bound(cells: RowCells) -> Interval | None:
+    """The students' share of what the bound of their restriction reaches."""
+    if not (cells.students and cells.bound and cells.random):
+        return None
+    return normalised_retention(_students(cells), cells.bound.scores, cells.random.scores)
+
+
+def bound_retention(cells: RowCells) -> Interval | None:
+    """Normalised retention of the bound itself."""
+    if not (cells.bound and cells.teacher and cells.random):
+        return None
+    return normalised_retention(cells.bound.scores, cells.teacher.scores, cells.random.scores)
+
+
+def raw_ratio(student: float, teacher: float) -> float | None:
+    """The ratio that the source prints: of scores, or of losses where both are negative."""
+    if student > 0 < teacher:
+        return student / teacher
+    return teacher / student if student < 0 > teacher else None
+
+
+def page_rows(cells: RowCells) -> list[str]:
+    """One row's cells as text, in the order of `HEADER`."""
+    source = cells.row.rows.source
+    reported = source.student(cells.row.setting)
+    student = _mean([cell.scores for cell in cells.students])
+    teacher = _mean([cells.teacher.scores] if cells.teacher else [])
+    ratio = None if student is None or teacher is None else raw_ratio(student, teacher)
+    source_ratio = None if reported is None else raw_ratio(reported, source.teacher)
+    return [
+        cells.row.setting,
+        _score(cells.teacher),
+        _score(cells.random),
+        "" if student is None else _number(cells.students[0], student),
+        str(len(cells.students) or ""),
+        _bound(cells),
+        _percent(retention(cells)),
+        _percent(of_bound(cells)),
+        "" if ratio is None else f"{100 * ratio:.1f}",
+        "" if source_ratio is None else f"{100 * source_ratio:.1f}",
+        _flops(cells),
+    ]
+
+
+def markdown(title: str, table: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """A table with its heading."""
+    lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
+    return "\n".join([*lines, *map(_line, table), ""])
+
+
+def replace_between(page: Path, begin: str, end: str, text: str) -> str:
+    """The page's text with what stands between two marker lines replaced."""
+    before, _, rest = page.read_text().partition(f"{begin}\n")
+    after = rest.partition(f"{end}\n")[2]
+    return f"{before}{begin}\n{text}{end}\n{after}"
+
+
+def _students(cells: RowCells) -> list[Returns]:
+    return [cell.scores for cell in cells.students]
+
+
+def _mean(scores: Sequence[Returns]) -> float | None:
+    return float(np.mean([values.mean() for values in scores])) if scores else None
+
+
+def _score(cell: Cell | None) -> str:
+    return "" if cell is None else _number(cell, float(cell.scores.mean()))
+
+
+def _number(cell: Cell, value: float) -> str:
+    return f"{100 * value:.1f} % won" if cell.won else f"{value:.2f}"
+
+
+def _bound(cells: RowCells) -> str:
+    share = bound_retention(cells)
+    return "" if share is None else f"{_score(cells.bound)} ({100 * share.value:.1f} %)"
+
+
+def _percent(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _flops(cells: RowCells) -> str:
+    if not cells.students:
+        return ""
+    own = float(np.mean([cell.flops_per_episode for cell in cells.students]))
+    if not cells.teacher:
+        return f"{own:,.0f}"
+    return f"{own:,.0f} ({cells.teacher.flops_per_episode / own:.1f}x fewer)"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
