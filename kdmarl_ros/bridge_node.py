@@ -27,7 +27,7 @@ from kdmarl_core.sensors import RobotSensors, team_sensors
 from kdmarl_core.tasks.task import Floats
 from kdmarl_core.team import Robot, load_team
 from kdmarl_ros import qos, results, topics
-from kdmarl_ros.markers import scene_markers
+from kdmarl_ros.markers import POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
 from kdmarl_ros.parameters import BridgeParameters, declare
 from kdmarl_ros.security import refuse_open_middleware
@@ -196,6 +196,7 @@ class BridgeNode(Node):
                 return None
             actions = [link.action() for link in self._links]
             record.note(self._links, actions, shown_s)
+            self._draw()
             view, reward, done, outcome = self._env.step(actions)
             record.team_return += reward
             step += 1
@@ -219,8 +220,11 @@ class BridgeNode(Node):
         self._clock_topic.publish(Clock(clock=self._now.to_msg()))
         for link, observation in zip(self._links, observations, strict=True):
             link.show(observation, episode, step, self._now)
+
+    def _draw(self) -> None:
         if self._markers.get_subscription_count():
-            self._markers.publish(scene_markers(self._env.scene(), self._now))
+            choices = [_chosen(link) for link in self._links]
+            self._markers.publish(scene_markers(self._env.scene(), choices, self._now))
 
     def _await_answers(self, shown_s: float, stop: Stop) -> None:
         deadline_s = shown_s + self._given.step_deadline_s
@@ -243,6 +247,14 @@ class BridgeNode(Node):
         )
         message.header.stamp = self._now.to_msg()
         self._step_result.publish(message)
+
+
+def _chosen(link: _RobotLink) -> Choice:
+    """What a robot does at this step, as it is drawn."""
+    status = SILENT
+    if link.answer is not None:
+        status = SAFE if link.answer.status == AgentAction.STATUS_SAFE else POLICY
+    return Choice(link.robot.name, link.robot.agent.actions[link.action()], status)
 
 
 class _Record:

@@ -8,7 +8,6 @@ not.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from pathlib import Path
@@ -69,7 +68,7 @@ class RecorderNode(Node):
             name: (Path(given.bundles) / name / MANIFEST).read_text(encoding="utf-8")
             for name in names
         }
-        self._subscriptions: list[Subscription[Any]] = []
+        self._heard: list[Subscription[Any]] = []
         self._count = 0
         try:
             self._writer = RecordingWriter(self._path, channels, manifests)
@@ -89,17 +88,17 @@ class RecorderNode(Node):
                 time.sleep(POLL_S)
             self._writer.close()
         except OSError as error:
+            self._writer.abandon()
             raise self._stopped(error) from None
         self.get_logger().info(f"{self._path}: {self._count} messages recorded")
 
     def close(self) -> None:
         """Nothing moves without the recorder."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        self._writer.abandon()
 
     def _listen(self, first: int, last: int) -> None:
         for name, kind, offered in self._topics[first:last]:
-            self._subscriptions.append(
+            self._heard.append(
                 self.create_subscription(
                     kind,
                     name,
@@ -113,7 +112,7 @@ class RecorderNode(Node):
     def _take_all(self) -> int:
         """Write everything that waits; returns how much it was."""
         before = self._count
-        for channel, subscription in enumerate(self._subscriptions):
+        for channel, subscription in enumerate(self._heard):
             handle = subscription.handle
             while taken := handle.take_message(subscription.msg_type, True):
                 data, info = taken

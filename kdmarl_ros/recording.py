@@ -5,6 +5,7 @@ The profile is that of rosbag2, so that `ros2 bag`, Foxglove and others open the
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,10 +89,17 @@ class RecordingWriter:
         self._writer.add_message(self._channels[channel], received_ns, data, published_ns)
 
     def close(self) -> None:
-        """Write the index and close the file."""
+        """Write the index and close the file; what is closed stays so."""
+        if self._file.closed:
+            return
         try:
             self._writer.finish()  # type: ignore[no-untyped-call]
         finally:
+            self._file.close()
+
+    def abandon(self) -> None:
+        """Close a file that cannot be written any more."""
+        with contextlib.suppress(OSError):
             self._file.close()
 
     def __enter__(self) -> RecordingWriter:

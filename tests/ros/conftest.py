@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdmarl_core.bundle import load_policy
-from kdmarl_core.distil.run import export, write_team
+from kdmarl_core.distil.run import Work, export, write_team
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.files import executable_prefix
 from kdmarl_core.metrics import Evaluation
@@ -54,7 +54,7 @@ def bundles(tmp_path_factory) -> Path:
         evaluation=Evaluation(0.0, 0.0, 1, 0),
     )
     folder = tmp_path_factory.mktemp("team") / "bundles"
-    write_team(export(team, students, card, seed=0), None, folder, overwrite=False)
+    write_team(export(Work(team, None, card, None, 0), students), None, folder, overwrite=False)
     return folder
 
 
