@@ -16,6 +16,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
@@ -40,7 +41,12 @@ class RecorderNode(Node):
     """`recorder_node`: see the module's docstring; parameters in `RecorderParameters`."""
 
     def __init__(self) -> None:
-        super().__init__(topics.RECORDER_NODE)
+        # It never spins: services would be offered and never answered.
+        super().__init__(
+            topics.RECORDER_NODE,
+            start_parameter_services=False,
+            parameter_overrides=[Parameter("start_type_description_service", value=False)],
+        )
         given = declare(self, RecorderParameters)
         team = load_team(given.team)
         names = [robot.name for robot in team.robots]
