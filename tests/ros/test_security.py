@@ -237,3 +237,10 @@ def test_a_swarm_refuses_before_anything_starts(kdmarl, bundles, keystore, tmp_p
     assert done.returncode == 2
     assert "unsigned" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_process_whose_topics_cannot_be_secured_says_so(node, keystore, monkeypatch):
+    for name, value in (ENFORCED | {KEYSTORE: str(keystore)}).items():
+        monkeypatch.setenv(name, value)
+    lines = said(node("-p", "security:=enforce", "--enclave", "/robot_9")).strip().splitlines()
+    assert lines[-1].startswith("kdmarl: topics cannot be secured: ")
