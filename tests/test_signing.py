@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from helpers import changed, make_manifest, make_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdmarl_core.bundle import MANIFEST, MODEL, NO_TRUST, Trust, load_policy, write_bundle
@@ -187,6 +187,7 @@ def test_a_spoiled_signature_is_refused(fleet, change, said, refusal):
     assert said in message
 
 
+@settings(max_examples=50)
 @given(data=st.data())
 def test_no_single_change_of_a_byte_is_overlooked(tmp_path_factory, data):
     """What a signature covers cannot change; what it does not cover does not matter."""
@@ -301,17 +302,32 @@ def test_a_folder_without_bundles_is_refused(fleet):
     assert "no bundle" in done.err
 
 
-def test_the_library_is_imported_only_for_a_signature(fleet):
+def test_a_robots_process_does_not_keep_the_library(fleet):
+    fleet.sign()
     code = (
         "import sys; from pathlib import Path; from kdmarl_core.bundle import Trust, load_policy\n"
-        "load_policy(Path(sys.argv[1]), Trust('check', Path(sys.argv[2])))\n"
-        "print('cryptography' in sys.modules)"
+        "policy = load_policy(Path(sys.argv[1]), Trust('enforce', Path(sys.argv[2])))\n"
+        "print(policy.vouched, 'cryptography' in sys.modules)"
     )
+    command = [sys.executable, "-c", code, fleet.bundle, fleet.trusted]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"signed by fleet (key {fleet.key_id}) False"
 
-    def imported():
-        command = [sys.executable, "-c", code, fleet.bundle, fleet.trusted]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert imported() == "False"
+def test_nothing_in_the_working_folder_takes_the_librarys_place(fleet, refusal, monkeypatch):
+    """A module that finds everything valid."""
+    folder = fleet.root / "evil"
+    (folder / "cryptography").mkdir(parents=True)
+    (folder / "cryptography" / "__init__.py").write_text("print('valid'); import sys; sys.exit()")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
     fleet.sign()
-    assert imported() == "True"
+    assert fleet.admit("enforce").trusted
+    fleet.edit(MANIFEST, "rate_hz", 99.0)
+    assert "altered" in refusal(fleet.admit, "enforce")
+
+
+def test_a_check_that_fails_is_no_consent(fleet, refusal, monkeypatch):
+    fleet.sign()
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    assert "could not be checked" in refusal(fleet.admit, "enforce")

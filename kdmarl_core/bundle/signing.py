@@ -5,8 +5,8 @@ verified is what is used, however the file is laid out. It lies beside the manif
 `signature.json`. Keys are PEM files: NAME.key, which never leaves the workstation, and NAME.pub,
 which robots keep in a folder of trusted keys.
 
-The library that computes signatures is imported when one is made or checked, and only then: a
-robot without signed bundles does not pay for it.
+The library that computes signatures takes some 9 MB, which a robot's process does not keep for one
+check: a short-lived process makes it, of bytes that it is handed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import stat
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -28,10 +31,7 @@ from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, read_json
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNATURE = "signature.json"
 ALGORITHM = "ed25519"
@@ -41,6 +41,29 @@ ID_LETTERS = 16  # of a key's SHA-256, in messages and signatures
 
 # A signature made for anything else must not pass for one of a manifest.
 _PURPOSE = b"kdmarl bundle manifest\n"
+
+KEY_BYTES, SIGNATURE_BYTES = 32, 64
+VERIFIER_TIMEOUT_S = 30.0
+_VALID, _INVALID = b"valid", b"invalid"
+# Public key, signature and what was signed come in one behind the other.
+_VERIFIER = f"""
+import sys
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+data = sys.stdin.buffer.read()
+key, rest = data[:{KEY_BYTES}], data[{KEY_BYTES}:]
+try:
+    Ed25519PublicKey.from_public_bytes(key).verify(rest[:{SIGNATURE_BYTES}], rest[{SIGNATURE_BYTES}:])
+    print("{_VALID.decode()}")
+except InvalidSignature:
+    print("{_INVALID.decode()}")
+"""
+
+# A public key's file is this much DER and the key itself, in base64 between two lines.
+_DER_PREFIX = bytes.fromhex("302a300506032b6570032100")
+_PUBLIC_PEM = re.compile(
+    rb"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*"
+)
 
 Security = Literal["off", "check", "enforce"]
 SECURITY: tuple[Security, ...] = ("off", "check", "enforce")
@@ -83,7 +106,7 @@ class TrustedKey(NamedTuple):
     """A public key of the folder of trusted keys."""
 
     name: str
-    public: Ed25519PublicKey
+    public: bytes  # 32 of them
 
 
 class Vouched(NamedTuple):
@@ -124,7 +147,7 @@ def make_keys(stem: Path) -> tuple[Path, Path, str]:
     )
     write_new(private, secret, 0o600)
     write_new(public, open_part, 0o644)
-    return private, public, key_id(key.public_key())
+    return private, public, key_id(key.public_key().public_bytes_raw())
 
 
 def write_new(path: Path, content: bytes, mode: int) -> None:
@@ -149,9 +172,9 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
 
 
-def key_id(key: Ed25519PublicKey) -> str:
-    """The short name of a key: the start of its SHA-256."""
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:ID_LETTERS]
+def key_id(public: bytes) -> str:
+    """The short name of a public key: the start of its SHA-256."""
+    return hashlib.sha256(public).hexdigest()[:ID_LETTERS]
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
@@ -198,18 +221,15 @@ def read_trusted_keys(folder: Path | None) -> dict[str, TrustedKey]:
     return keys
 
 
-def _read_public_key(path: Path) -> Ed25519PublicKey:
-    _require_library(path)
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
+def _read_public_key(path: Path) -> bytes:
+    found = _PUBLIC_PEM.fullmatch(_read(path))
     try:
-        key = load_pem_public_key(_read(path))
-    except ValueError:
-        key = None
-    if not isinstance(key, Ed25519PublicKey):
+        der = base64.b64decode(b"".join(found[1].split()), validate=True) if found else b""
+    except binascii.Error:
+        der = b""
+    if len(der) != len(_DER_PREFIX) + KEY_BYTES or not der.startswith(_DER_PREFIX):
         raise UserError(f"{path}: not an {ALGORITHM} public key; copy the {PUBLIC_SUFFIX} again")
-    return key
+    return der.removeprefix(_DER_PREFIX)
 
 
 def _require_library(path: Path) -> None:
@@ -248,7 +268,7 @@ def sign_bundle(folder: Path, key: Ed25519PrivateKey) -> Manifest:
     manifest, _ = read_bundle(folder)
     signature = SignatureFile(
         ALGORITHM,
-        key_id(key.public_key()),
+        key_id(key.public_key().public_bytes_raw()),
         base64.b64encode(key.sign(canonical(manifest))).decode("ascii"),
     )
     text = json.dumps(dataclasses.asdict(signature), indent=2) + "\n"
@@ -299,14 +319,27 @@ def admit(folder: Path, trust: Trust, robot: str | None = None) -> Vouched:
 
 
 def _verify(key: TrustedKey, signed: SignatureFile, manifest: Manifest, path: Path) -> None:
-    from cryptography.exceptions import InvalidSignature
-
     content = canonical(manifest)
-    try:
-        key.public.verify(signed.value, content)
-    except InvalidSignature:
-        found = hashlib.sha256(content).hexdigest()[:12]
-        raise UserError(
-            f"{path}: not key {signed.key}'s ({key.name}) signature of this manifest (canonical "
-            f"SHA-256 {found}...); the manifest was altered or signed anew, copy the bundle again"
-        ) from None
+    if len(signed.value) == SIGNATURE_BYTES:
+        # -I: nothing of the working folder or the environment takes the library's place.
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _VERIFIER],
+            input=key.public + signed.value + content,
+            capture_output=True,
+            timeout=VERIFIER_TIMEOUT_S,
+            check=False,
+        )
+        verdict = done.stdout.strip()
+        if done.returncode == 0 and verdict == _VALID:
+            return
+        if verdict != _INVALID:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
+            raise UserError(
+                f"{path}: the signature could not be checked ({said[-1]}); "
+                "is kdmarl[security] installed?"
+            )
+    found = hashlib.sha256(content).hexdigest()[:12]
+    raise UserError(
+        f"{path}: not key {signed.key}'s ({key.name}) signature of this manifest (canonical "
+        f"SHA-256 {found}...); the manifest was altered or signed anew, copy the bundle again"
+    )

@@ -50,13 +50,14 @@ def sign_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.bundle.signing import key_id, read_private_key, sign_bundle
 
     key = read_private_key(Path(arguments.key))
+    signer = key_id(key.public_key().public_bytes_raw())
     folders = bundle_folders(arguments.bundles)
     for folder in folders:
         load_policy(folder)
     for folder in folders:
         manifest = sign_bundle(folder, key)
         model = manifest.model.sha256[:12]
-        print(f"{folder}: {manifest.robot}, model {model}: signed by {key_id(key.public_key())}")
+        print(f"{folder}: {manifest.robot}, model {model}: signed by {signer}")
 
 
 def verify_command(arguments: argparse.Namespace) -> None:
