@@ -33,15 +33,23 @@ from kdmarl_core.tasks import View
 from kdmarl_core.team import load_team
 from kdmarl_ros import oversight, peers, qos, results, topics
 from kdmarl_ros.disturbance import Disturbance, DisturbanceSettings
-from kdmarl_ros.markers import scene_markers
+from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, StepResult
 from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
 from kdmarl_ros.robot_link import NO_EVENTS, RobotLink
+from kdmarl_ros.security import refuse_open_middleware
 from kdmarl_ros.spin import IDLE_WAKE_S, MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
 REPEAT_AFTER_S = 0.1
 DIAGNOSTICS_PERIOD_S = 1.0
+RECORDER_WAIT_S = 5.0
+STATUS_COLOURS = {
+    AgentAction.STATUS_POLICY: POLICY,
+    AgentAction.STATUS_SAFE: SAFE,
+    AgentAction.STATUS_OVERRIDE: OVERRIDDEN,
+}
+DRAW_EVERY_S = 1 / 30  # at most: a picture costs as much as a step, and nobody sees more
 
 
 class BridgeNode(Node):
@@ -52,6 +60,11 @@ class BridgeNode(Node):
         super().__init__(topics.BRIDGE_NODE)
         self._given = declare(self, BridgeParameters)
         refuse_undeclared(self)
+        refuse_open_middleware(
+            self._given.security,
+            self._given.allow_unsecured_middleware,
+            self.get_fully_qualified_name(),
+        )
         if self._given.sensor_loss and self._given.mode != "real_time":
             raise UserError(
                 f"{self.get_fully_qualified_name()}: parameter sensor_loss: "
@@ -87,6 +100,7 @@ class BridgeNode(Node):
         self._finished: list[results.EpisodeResult] = []
         self._unsaved: list[results.EpisodeResult] = []
         self._at = (0, 0)  # episode, step
+        self._draw_next_s = 0.0
         self._steps = self._reported_steps = 0
 
     @property
@@ -104,6 +118,8 @@ class BridgeNode(Node):
             lambda index: episode_seed(self._given.seed, index),
         )
         self._await_robots(stop)
+        if self._given.recorded:
+            self._await_recorder(stop)
         for index in range(len(self._finished), self._given.episodes):
             result = self._play(index, stop)
             if result is None:
@@ -163,6 +179,14 @@ class BridgeNode(Node):
 
     # Playing
 
+    def _await_recorder(self, stop: Stop) -> None:
+        give_up_s = time.monotonic() + RECORDER_WAIT_S
+        while not stop.requested and not all(link.present(listeners=2) for link in self._links):
+            if time.monotonic() > give_up_s:
+                self.get_logger().warning("no recorder listens: the beginning is not recorded")
+                return
+            self._spin(IDLE_WAKE_S)
+
     def _play(self, index: int, stop: Stop) -> results.EpisodeResult | None:
         """One episode; None if asked to stop before its end."""
         seed = episode_seed(self._given.seed, index)
@@ -185,7 +209,9 @@ class BridgeNode(Node):
             if stop.requested:
                 return None
             hold_s = self._given.step_deadline_s if real_time else None
-            actions = record.note(self._links, hold_s, shown_s)
+            choices = [link.choice(hold_s) for link in self._links]
+            actions = record.note(self._links, choices, shown_s)
+            self._draw(choices, actions)
             view, reward, done, outcome = self._env.step(actions)
             record.team_return += reward
             step += 1
@@ -216,8 +242,16 @@ class BridgeNode(Node):
             self._links, view.observations, view.action_masks, strict=True
         ):
             link.show(observation, mask, episode, step, self._now)
-        if self._markers.get_subscription_count():
-            self._markers.publish(scene_markers(self._env.scene(), self._now))
+
+    def _draw(self, choices: list[AgentAction | None], actions: list[int]) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._draw_next_s and self._markers.get_subscription_count():
+            self._draw_next_s = now_s + DRAW_EVERY_S
+            drawn = [
+                _drawn(link, choice, action)
+                for link, choice, action in zip(self._links, choices, actions, strict=True)
+            ]
+            self._markers.publish(scene_markers(self._env.scene(), drawn, self._now))
 
     def _await_answers(self, shown_s: float, stop: Stop) -> None:
         deadline_s = shown_s + self._given.step_deadline_s
@@ -349,6 +383,12 @@ class BridgeNode(Node):
         self._diagnostics.publish(array)
 
 
+def _drawn(link: RobotLink, choice: AgentAction | None, action: int) -> Choice:
+    """What a robot does at this step, as it is drawn."""
+    status = SILENT if choice is None else STATUS_COLOURS[choice.status]
+    return Choice(link.robot.name, link.robot.agent.actions[action], status)
+
+
 class _Record:
     """What is noted of an episode while it goes on."""
 
@@ -362,11 +402,12 @@ class _Record:
         self.overridden = 0
         self.illegal = 0
 
-    def note(self, links: list[RobotLink], hold_s: float | None, shown_s: float) -> list[int]:
+    def note(
+        self, links: list[RobotLink], choices: list[AgentAction | None], shown_s: float
+    ) -> list[int]:
         """Note a step; returns the actions to apply."""
         actions = []
-        for link in links:
-            choice = link.choice(hold_s)
+        for link, choice in zip(links, choices, strict=True):
             action, legal = link.apply(choice)
             actions.append(action)
             self.illegal += not legal

@@ -27,6 +27,7 @@ class Snapshot:
     given: Mapping[str, str]  # what it was told: bundle, mode, rate, timeout
     failure: str = ""  # the exception that ended its work, one line
     manifest: Manifest | None = None
+    signature: str = ""  # who vouches for the model
     stopped: str = ""  # by whom
     overridden: bool = False
     clock_paused: bool = False
@@ -119,6 +120,7 @@ def _values(now: Snapshot, rate_hz: float) -> dict[str, str]:
             "task": now.manifest.task,
             "model_sha256": now.manifest.model.sha256,
             "model_version": now.manifest.kdmarl_version,
+            "signature": now.signature,
         }
     values |= {
         "stopped": now.stopped or "no",

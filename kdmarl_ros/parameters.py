@@ -18,6 +18,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from kdmarl_core.bundle import SECURITY
 from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_ros.qos import RELIABILITIES
 from kdmarl_ros.safety import STALL_BEHAVIOURS
@@ -111,6 +112,15 @@ class PolicyParameters:
     sole_publisher: bool = _field(
         "refuse to activate while another node publishes this robot's actions", False
     )
+    security: str = _field(
+        "signatures: not looked at, checked where there is one, or enforced with secured topics",
+        "check",
+        choices=SECURITY,
+    )
+    trusted_keys: str = _field("folder of the public keys whose signatures are trusted", "")
+    allow_unsecured_middleware: bool = _field(
+        "enforce signatures although the middleware does not secure topics", False
+    )
 
     def __post_init__(self) -> None:
         if self.sensor_map and self.mode != "real_time":
@@ -175,6 +185,20 @@ class BridgeParameters:
     state_directory: str = _field(
         "folder of what outlives the node, such as a stop; empty: ~/.ros/kdmarl/domain_<id>", ""
     )
+    recorded: bool = _field("wait for the recorder before the first episode", False)
+    security: str = _field("enforce: refuse to run on open topics", "off", choices=SECURITY)
+    allow_unsecured_middleware: bool = _field(
+        "run with enforced security although the middleware does not secure topics", False
+    )
+
+
+@dataclass(frozen=True)
+class RecorderParameters:
+    """Parameters of `recorder_node`."""
+
+    team: str = _field("name of a team that ships, or a team file")
+    bundles: str = _field("folder with one bundle per robot: their manifests are recorded, too")
+    recording: str = _field("file to write; one of that name is replaced")
 
 
 def declare(node: Node, kind: type[P]) -> P:

@@ -27,7 +27,7 @@ from rclpy.subscription import Subscription
 from std_msgs.msg import Bool, Int32, String
 from std_srvs.srv import SetBool, Trigger
 
-from kdmarl_core.bundle import ACTION_MASK, BundlePolicy, Manifest, load_policy
+from kdmarl_core.bundle import BundlePolicy, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import health, oversight, peers, qos, topics
 from kdmarl_ros.body import Body
@@ -46,6 +46,7 @@ from kdmarl_ros.safety import (
     Watchdog,
     default_timeout_s,
 )
+from kdmarl_ros.security import refuse_open_middleware, trust
 from kdmarl_ros.sensor_map import Reading, load_map
 from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
 from kdmarl_ros.spin import main as spin_main
@@ -184,6 +185,9 @@ class PolicyNode(LifecycleNode):
         self._cleanup()
         self._failure = ""
         given = self._given
+        refuse_open_middleware(
+            given.security, given.allow_unsecured_middleware, self.get_fully_qualified_name()
+        )
         policy = self._load()
         manifest = policy.manifest
         self._rate_hz = given.rate_hz or manifest.rate_hz
@@ -209,13 +213,13 @@ class PolicyNode(LifecycleNode):
             self._connect_blocks(manifest, profile)
         self._make_timers()
         self.get_logger().info(
-            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}"
+            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}, "
+            f"{policy.vouched}"
         )
 
     def _connect_blocks(self, manifest: Manifest, profile: QoSProfile) -> None:
-        names = [block.name for block in manifest.blocks]
-        if manifest.legal_actions_vary:
-            names.append(ACTION_MASK)
+        blocks = (block.name for block in manifest.blocks)
+        names = topics.inputs(blocks, masked=manifest.legal_actions_vary)
         for index, name in enumerate(names):
             receive = functools.partial(self._on_block, index)
             subscription = self.create_subscription(
@@ -234,8 +238,8 @@ class PolicyNode(LifecycleNode):
     def _load(self) -> BundlePolicy:
         """The bundle, if it is this robot's."""
         given = self._given
-        policy = load_policy(Path(given.bundle))
         robot = given.robot or self._namespace.rpartition("/")[2]
+        policy = load_policy(Path(given.bundle), trust(given.security, given.trusted_keys), robot)
         if policy.manifest.robot != robot:
             raise UserError(
                 f"{given.bundle}: the bundle of '{policy.manifest.robot}', but this is '{robot}'; "
@@ -539,6 +543,7 @@ class PolicyNode(LifecycleNode):
             given=told | {"rate_hz": f"{self._rate_hz:g}", "timeout_s": f"{self._timeout_s:g}"},
             failure=self._failure,
             manifest=runtime.policy.manifest,
+            signature=runtime.policy.vouched,
             stopped=self._stops.reason,
             overridden=self._override.action(now_s) is not None,
             clock_paused=self._simulated and now_s - self._clock_moved_s > self._timeout_s / 2,

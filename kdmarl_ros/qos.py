@@ -12,9 +12,19 @@ RELIABILITIES = {
 LEASE_S = 1.0
 
 
+RECORDER_DEPTH = 1000
+
+
 def sensor(reliability: str) -> QoSProfile:
     """The newest value only. A best-effort subscription matches every publisher."""
     return QoSProfile(depth=1, reliability=RELIABILITIES[reliability])
+
+
+def recorded(offered: QoSProfile) -> QoSProfile:
+    """A subscription that matches what is offered and holds what a recorder has yet to take."""
+    return QoSProfile(
+        depth=RECORDER_DEPTH, reliability=offered.reliability, durability=offered.durability
+    )
 
 
 # The newest action only, delivered, from a robot that is known to live.

@@ -58,7 +58,7 @@ class RobotLink:
         self._awaited = (-1, -1)
         self._legal: Booleans = np.ones(len(robot.agent.actions), np.bool_)
         self._sensed_parts = [sensors.parts[block.name] for block in robot.sensors]
-        names = [block.name for block in robot.blocks] + ([ACTION_MASK] if masked else [])
+        names = topics.inputs((block.name for block in robot.blocks), masked=masked)
         self._blocks: dict[str, tuple[Publisher[FeatureBlock], FeatureBlock]] = {}
         for name in names:
             topic = topics.of_robot(robot.name, topics.sensor(name))
@@ -83,9 +83,15 @@ class RobotLink:
             event_callbacks=NO_SUBSCRIPTION_EVENTS,
         )
 
-    def present(self) -> bool:
-        """Whether the robot listens to all its inputs and its actions can be heard."""
-        hears = all(publisher.get_subscription_count() for publisher, _ in self._blocks.values())
+    def present(self, listeners: int = 1) -> bool:
+        """Whether the robot listens to all its inputs and its actions can be heard.
+
+        So many listeners in all, where the robot is not the only one.
+        """
+        hears = all(
+            publisher.get_subscription_count() >= listeners
+            for publisher, _ in self._blocks.values()
+        )
         heard = self._node.count_publishers(self._subscription.topic_name) > 0
         return hears and heard and self.model != ""
 

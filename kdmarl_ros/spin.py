@@ -18,11 +18,13 @@ from typing import Protocol
 import rclpy
 from rclpy.callback_groups import CallbackGroup
 from rclpy.executors import Executor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.waitable import Waitable
 
 from kdmarl_core.errors import EXIT_USER_ERROR, UserError
+from kdmarl_ros.security import ENABLE, KEYSTORE
 
 IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
 OVERDUE_S = 0.05  # how late a wait may end, and how often that is looked at
@@ -175,6 +177,21 @@ class Runnable(Protocol):
 
 def main(make_node: Callable[[], Runnable], args: list[str] | None = None) -> int:
     """Run one node to its end; returns the exit code.
+
+    Where topics are to be secured and cannot be, that is one line, too.
+    """
+    try:
+        return _main(make_node, args)
+    except rclpy_implementation.RCLError as error:
+        if os.environ.get(ENABLE, "").lower() != "true":
+            raise
+        reason = " ".join(str(error).split()).split(", at /")[0]
+        print(f"kdmarl: topics cannot be secured: {reason}; see {KEYSTORE}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _main(make_node: Callable[[], Runnable], args: list[str] | None) -> int:
+    """Run one node.
 
     Signals set a flag instead of shutting the context down, so that `close` can still publish the
     safe action (fault table, row 22).

@@ -8,7 +8,13 @@ from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from kdmarl_ros.deployment import PACKAGE, launch_overrides, plan_robot
+from kdmarl_ros.deployment import (
+    LAUNCH_SECURITY,
+    PACKAGE,
+    launch_overrides,
+    launch_security,
+    plan_robot,
+)
 from launch import LaunchContext, LaunchDescription
 
 RESPAWN_DELAY_S = 1.0
@@ -20,6 +26,7 @@ ARGUMENTS = (
     ("use_sim_time", "false", "stamp with the time of /clock"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("respawn", "false", "start the node again when it ends"),
+    *LAUNCH_SECURITY,
 )
 
 
@@ -40,6 +47,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         bundle=given["bundle"],
         robots=given["robots"],
         overrides=launch_overrides(given["rate"], given["use_sim_time"]),
+        security=launch_security(given),
     )
     node = Node(
         package=PACKAGE,
@@ -47,7 +55,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name=process.name,
         namespace=process.namespace,
         parameters=[process.parameters],
-        ros_arguments=["--log-level", given["log_level"]],
+        ros_arguments=[*process.enclave_arguments, "--log-level", given["log_level"]],
+        additional_env=dict(process.environment),
         respawn=LaunchConfiguration("respawn"),
         respawn_delay=RESPAWN_DELAY_S,
         output="screen",

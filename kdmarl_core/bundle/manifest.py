@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kdmarl_core.bundle.onnx_check import LARGEST_MODEL
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, read_json
 
@@ -154,11 +155,17 @@ def read_bundle(folder: Path) -> tuple[Manifest, bytes]:
     if manifest.model.file != MODEL:
         raise UserError(f"{path}: model.file: '{manifest.model.file}' must be '{MODEL}'")
     try:
-        model = (folder / MODEL).read_bytes()
+        with (folder / MODEL).open("rb") as file:
+            model = file.read(LARGEST_MODEL + 1)
     except OSError as error:
         raise UserError(
             f"{folder / MODEL}: cannot be read ({error.strerror}); copy the bundle again"
         ) from None
+    if len(model) > LARGEST_MODEL:
+        raise UserError(
+            f"{folder / MODEL}: more than {LARGEST_MODEL} bytes: no student's model; "
+            "copy the bundle again"
+        )
     if len(model) != manifest.model.bytes:
         raise UserError(
             f"{folder / MODEL}: {len(model)} bytes, the manifest says {manifest.model.bytes}; "
