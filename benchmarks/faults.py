@@ -41,6 +41,7 @@ from kdmarl_ros.msg import AgentAction, FeatureBlock
 
 RATE_HZ = 20.0
 TIMEOUT_S = 0.3
+COMMAND_GOAL_S = 0.1 + 1 / RATE_HZ  # services, latched topics and signals may wait for 0.1 s
 EVERY_S = 0.01  # between two steps of the sensors
 ACTING_STEPS = 10  # answered before a fault is provoked
 PATIENCE_S = 30.0
@@ -342,10 +343,10 @@ FAULTS = (
         _sending(_frozen),
         goal_s=FROZEN_AFTER * 2 * EVERY_S + TIMEOUT_S + 1 / RATE_HZ,
     ),
-    Fault("emergency stop, topic", "stop", _stop_by_topic, goal_s=1 / RATE_HZ),
-    Fault("emergency stop, service", "stop", _stop_by_service, goal_s=0.1 + 1 / RATE_HZ),
-    Fault("deactivation", "30", _deactivation, goal_s=0.1 + 1 / RATE_HZ),
-    Fault("SIGTERM in any phase", "22", _termination, goal_s=0.1 + 1 / RATE_HZ, restarts=True),
+    Fault("emergency stop, topic", "stop", _stop_by_topic, COMMAND_GOAL_S),
+    Fault("emergency stop, service", "stop", _stop_by_service, COMMAND_GOAL_S),
+    Fault("deactivation", "30", _deactivation, COMMAND_GOAL_S),
+    Fault("SIGTERM in any phase", "22", _termination, COMMAND_GOAL_S, restarts=True),
 )
 
 
