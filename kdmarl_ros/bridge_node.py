@@ -37,6 +37,7 @@ from kdmarl_ros.spin import main as spin_main
 REPEAT_AFTER_S = 0.1
 IDLE_WAKE_S = 0.1
 RECORDER_WAIT_S = 5.0
+DRAW_EVERY_S = 1 / 30  # at most: a picture costs as much as a step, and nobody sees more
 
 # Every event handler costs time in each wait. Nothing that a robot offers is refused here, and a
 # subscriber that asks for more than is offered is warned by its own side.
@@ -134,6 +135,7 @@ class BridgeNode(Node):
         self._executor.add_node(self)
         self._period_ns = round(1e9 / self._team.task.spec.rate_hz)
         self._now = Time()
+        self._draw_next_s = 0.0
 
     def run(self, stop: Stop) -> None:
         """Play all episodes that the results file does not hold yet."""
@@ -222,7 +224,9 @@ class BridgeNode(Node):
             link.show(observation, episode, step, self._now)
 
     def _draw(self) -> None:
-        if self._markers.get_subscription_count():
+        now_s = time.monotonic()
+        if now_s >= self._draw_next_s and self._markers.get_subscription_count():
+            self._draw_next_s = now_s + DRAW_EVERY_S
             choices = [_chosen(link) for link in self._links]
             self._markers.publish(scene_markers(self._env.scene(), choices, self._now))
 
