@@ -52,8 +52,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 data = sys.stdin.buffer.read()
 key, rest = data[:{KEY_BYTES}], data[{KEY_BYTES}:]
+signature, content = rest[:{SIGNATURE_BYTES}], rest[{SIGNATURE_BYTES}:]
 try:
-    Ed25519PublicKey.from_public_bytes(key).verify(rest[:{SIGNATURE_BYTES}], rest[{SIGNATURE_BYTES}:])
+    Ed25519PublicKey.from_public_bytes(key).verify(signature, content)
     print("{_VALID.decode()}")
 except InvalidSignature:
     print("{_INVALID.decode()}")
