@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import make_teacher, opinionated
 
 from kdmarl_core.bundle import load_policy
-from kdmarl_core.distil.run import export, write_team
+from kdmarl_core.distil.recipe import load_recipe
+from kdmarl_core.distil.run import Work, export, write_team
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.files import executable_prefix
-from kdmarl_core.metrics import Evaluation
-from kdmarl_core.teacher.teacher import Architecture, TeacherCard
-from kdmarl_core.team import load_team
+from kdmarl_core.team import Team, load_team
 
 _domains = itertools.count(1 + os.getpid() % 50)
 
@@ -30,32 +30,24 @@ def domain(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory) -> Path:
+def write_bundles(tmp_path_factory):
+    """Makes a folder with one bundle per robot of a team."""
+
+    def write(team: Team) -> Path:
+        torch.manual_seed(0)
+        students = opinionated(StudentTeam(team))
+        work = Work(team, *make_teacher(team.task.spec), load_recipe(team.recipe), seed=0)
+        folder = tmp_path_factory.mktemp("team") / "bundles"
+        write_team(export(work, students), None, folder, overwrite=False)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bundles(write_bundles) -> Path:
     """One bundle per robot of the team simple_spread."""
-    torch.manual_seed(0)
-    team = load_team("simple_spread")
-    students = StudentTeam(team)
-    with torch.no_grad():
-        students.head.weight *= 100  # decided opinions, so that actions differ
-    card = TeacherCard(
-        task=team.task.spec.name,
-        architecture=Architecture(8, 1),
-        reward_scale=1.0,
-        gamma=0.9,
-        gae_lambda=0.9,
-        observation_sizes=(18, 18, 18),
-        num_actions=5,
-        state_size=55,
-        weights_sha256="0" * 64,
-        command="",
-        env_steps=0,
-        seed=0,
-        training_seconds=0.0,
-        evaluation=Evaluation(0.0, 0.0, 1, 0),
-    )
-    folder = tmp_path_factory.mktemp("team") / "bundles"
-    write_team(export(team, students, card, seed=0), None, folder, overwrite=False)
-    return folder
+    return write_bundles(load_team("simple_spread"))
 
 
 @pytest.fixture
