@@ -21,7 +21,7 @@ from helpers import (
 
 from kdmarl_core.bundle import read_bundle
 from kdmarl_core.distil import run as distil_run
-from kdmarl_core.distil.expert_buffer import fill_buffer, plan_buffer
+from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buffer
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy
 from kdmarl_core.distil.recipe import Recipe
@@ -325,6 +325,49 @@ def test_on_policy_the_students_act_and_the_teacher_labels(make_work, network):
     assert float(terms[-1].kl) < 0.8 * float(terms[0].kl)
     # Where the students were differs from where the teacher would have been.
     assert not torch.equal(rollouts[0].action, rollouts[1].action)
+
+
+# Battles: they end early, the dead can do nothing, and whoever tries ends the test
+
+
+BATTLE = "pymarl/foreign_envs:Battle"
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_episodes_of_any_length_and_actions_that_are_not_always_legal(tmp_path, network):
+    document = {
+        "task": BATTLE,
+        "teacher": "nobody",
+        "defaults": {
+            "sensors": ["enemies", "allies", "own"],
+            "safe_action": "noop",
+            "random_features": [5, 9],
+            "student": {"network": network, "width": 12},
+        },
+        "robots": {f"robot_{i}": {"agent": f"agent_{i}"} for i in range(3)},
+    }
+    team = load_team(str(write_yaml(tmp_path / "battle.yaml", document)))
+    recipe = make_recipe(
+        offline__buffer_steps=1,
+        offline__updates=10,
+        offline__weights=ALL_TERMS,
+        on_policy__rollout_steps=12,  # longer than an episode
+        on_policy__weights=ALL_TERMS,
+    )
+    work = Work(team, *make_teacher(team.task.spec, width=32), recipe, 0)
+    file, won = tmp_path / "buffer", []
+    students = distil(
+        work, lambda *r: won.append(r[-1]), folder=tmp_path / "run", buffer_file=file
+    )
+    assert sum(rate > 0 for rate in won) > 0
+    labels = load_buffer(file, work.card, recipe.roles).labels
+    assert labels.begins[1:].any()
+    assert not labels.action_mask.all()
+    assert labels.action_mask.gather(-1, labels.action.long()[..., None]).all()
+    exported = distil_run.export(work, students)
+    assert all(item.difference < 1e-5 for item in exported)
+    played = distil_run.measure(team, work.teacher, exported, 5, seed=0)
+    assert played.returns["student"].shape == (5,)
 
 
 # Interruption
