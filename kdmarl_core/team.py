@@ -217,6 +217,15 @@ def load_bundles(
         UserError: a bundle is missing, damaged, not vouched for as it must be, or was made for
             another robot, task or sensors.
     """
+    refuse_missing_bundles(team, folder)
+    return [
+        _load_bundle(robot, team, folder / robot.name, trust.get(robot.name, NO_TRUST))
+        for robot in team.robots
+    ]
+
+
+def refuse_missing_bundles(team: Team, folder: Path) -> None:
+    """Raise a `UserError` if a robot of a team has no bundle in a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'kdmarl distil --team {team.name}' first")
     present = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
@@ -226,10 +235,6 @@ def load_bundles(
                 f"{folder}: no bundle for robot '{robot.name}'; "
                 f"{did_you_mean(robot.name, present)} Otherwise distil {team.name} again"
             )
-    return [
-        _load_bundle(robot, team, folder / robot.name, trust.get(robot.name, NO_TRUST))
-        for robot in team.robots
-    ]
 
 
 def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> BundlePolicy:

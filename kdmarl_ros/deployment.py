@@ -17,7 +17,7 @@ from kdmarl_core.bundle import SECURITY, Manifest, Trust, admit
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.schema import read_yaml
-from kdmarl_core.team import Team, load_bundles, load_team
+from kdmarl_core.team import Team, load_bundles, load_team, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
 from kdmarl_ros.parameters import PolicyParameters, check_values
 from kdmarl_ros.safety import default_timeout_s
@@ -147,6 +147,7 @@ def plan_swarm(
     """
     checked = load_team(team)
     folder = _bundles_folder(checked, bundles)
+    refuse_missing_bundles(checked, folder)
     files = _robots_folder(robots)
     names = [robot.name for robot in checked.robots]
     _refuse_strangers(files, names)

@@ -1,19 +1,24 @@
 """The one description from which command line and launch files start a swarm."""
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers import TEAM_FILE, make_manifest, make_model, name_of_case, renamed, write_yaml
 
 from kdmarl_core.bundle import write_bundle
+from kdmarl_core.bundle.signing import make_keys, read_private_key, sign_bundle
 from kdmarl_core.files import share_folder
 from kdmarl_ros.deployment import (
     Process,
     launch_overrides,
+    launch_security,
     plan_robot,
     plan_swarm,
     robot_parameters,
+    sensor_maps,
 )
+from kdmarl_ros.sros2 import make_keystore, ros_domain, team_rights
 
 NAMES = ["alpha", "robot_1", "robot_2"]
 BLOCKS = [("velocity", 2), ("position", 2), ("landmarks", 6), ("others", 4)]
@@ -241,6 +246,89 @@ def test_sensor_maps_are_checked_against_the_bundle(deployment, tmp_path, refusa
     assert plan().robots[0].parameters["sensor_map"] == str(types / "map.yaml")
     write_yaml(types / "map.yaml", renamed(MAP, "blocks.others", "other"))
     assert "unknown block 'other'" in refusal(plan)
+
+
+SECURITY = {
+    "security": "", "trusted_keys": "", "keystore": "", "allow_unsecured_middleware": "false"
+}  # fmt: skip
+
+
+def test_security_is_told_to_all_nodes_over_their_files(deployment, tmp_path, refusal):
+    types = tmp_path / "robots" / "types"
+    write_parameters(types / "crawler.yaml", security="enforce", trusted_keys="../keys")
+    message = refusal(plan)  # the files alone make it refuse
+    assert message.startswith("bundles/alpha/")
+    assert "unsigned" in message
+    assert "unsigned" in refusal(plan_robot, "robot_1", bundle="bundles/robot_1", robots="robots")
+    planned = plan(security=launch_security(SECURITY | {"security": "off"}))
+    for robot in planned.robots:
+        assert robot.parameters["security"] == "off"
+        assert robot.parameters["trusted_keys"] == str(types / ".." / "keys")
+    assert planned.bridge.parameters["security"] == "off"
+    assert plan_robot(
+        "robot_1", bundle="bundles/robot_1", robots="robots",
+        security=launch_security(SECURITY | {"security": "off"}),
+    ) == planned.robots[1]  # fmt: skip
+
+
+def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refusal):
+    private, _, _ = make_keys(tmp_path / "keys" / "fleet")
+    key = read_private_key(private)
+    for name in NAMES:
+        sign_bundle(tmp_path / "bundles" / name, key)
+    enforce = SECURITY | {"security": "enforce", "trusted_keys": "keys"}
+    assert "no keystore" in refusal(plan, security=launch_security(enforce))
+    leave = launch_security(enforce | {"allow_unsecured_middleware": "True"})
+    planned = plan(security=leave)
+    assert "NOT secured" in planned.warning
+    for process in planned.processes:
+        assert process.parameters["allow_unsecured_middleware"] is True
+        assert process.enclave_arguments == []
+    rights = team_rights(planned.team)
+    make_keystore(tmp_path / "keystore", rights, ros_domain(os.environ), days=1)
+    write_parameters(
+        tmp_path / "robots" / "types" / "crawler.yaml", mode="real_time", sensor_map="map.yaml"
+    )
+    write_yaml(tmp_path / "robots" / "types" / "map.yaml", MAP)
+    message = refusal(plan, security=leave._replace(keystore="keystore"))
+    assert "rt/alpha/cmd_vel" in message  # which that keystore does not give
+    maps = sensor_maps(planned.team, "bundles", "robots")
+    assert set(maps) == set(NAMES)
+    make_keystore(
+        tmp_path / "keystore", team_rights(planned.team, maps), ros_domain(os.environ), days=1
+    )
+    secured = plan(security=leave._replace(keystore="keystore"))
+    one = plan_robot(
+        "robot_1", bundle="bundles/robot_1", robots="robots",
+        security=leave._replace(keystore="keystore"),
+    )  # fmt: skip
+    assert one == secured.robots[1]
+
+
+def test_a_rate_is_the_robots_and_the_bridges(deployment):
+    planned = plan(overrides={"rate_hz": 20.0})
+    assert [process.parameters["rate_hz"] for process in planned.processes] == [20.0] * 4
+    assert "rate_hz" not in plan().bridge.parameters
+
+
+def test_limits_of_blocks_reach_the_robots(deployment, tmp_path):
+    write_parameters(
+        tmp_path / "robots" / "types" / "crawler.yaml", limits={"velocity": [-1.0, 1.0]}
+    )
+    assert plan().robots[0].parameters["limits.velocity"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("security", "enforced", ["security", "'enforced'", "did you mean enforce"]),
+        ("allow_unsecured_middleware", "maybe", ["allow_unsecured_middleware", "'maybe'"]),
+    ],
+)
+def test_bad_security_of_a_launch(refusal, name, value, words):
+    message = refusal(launch_security, SECURITY | {name: value})
+    for word in words:
+        assert word in message
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_an_unknown_definition_is_named(refusal):
 
 
 def test_quality_of_service_is_written_as_rosbag2_does():
-    text = offered_qos(qos.MARKERS)
+    text = offered_qos(qos.LATCHED)
     assert "durability: transient_local" in text
     assert "reliability: reliable" in text
 

@@ -6,10 +6,11 @@ import subprocess
 import xml.etree.ElementTree as ET
 
 import pytest
-from helpers import TEAM_FILE, changed, renamed, write_yaml
+from helpers import TEAM_FILE, changed, make_manifest, renamed, write_yaml
 
 from kdmarl_core.team import load_team
 from kdmarl_ros import sros2
+from kdmarl_ros.sensor_map import CommandEntry, MapFile, SensorMap, SourceEntry
 from kdmarl_ros.sros2 import Rights, check_keystore, make_keystore, ros_domain, team_rights
 
 DOMAIN = 7
@@ -70,18 +71,41 @@ def run_openssl(*arguments):
 def test_a_robot_has_its_own_topics_only(team):
     rights = team_rights(team)["robot_1"]
     assert {name for name in rights.subscribe if name.startswith("rt/")} == {
-        "rt/robot_1/sensors/velocity"
+        "rt/robot_1/sensors/velocity",
+        "rt/robot_1/emergency_stop",
+        "rt/robot_1/override",
+        "rt/swarm/emergency_stop",
+        "rt/clock",
     }
     assert {name for name in rights.publish if name.startswith("rt/")} == {
         "rt/robot_1/action",
+        "rt/robot_1/model",
+        "rt/robot_1/stopped",
         "rt/robot_1/policy/transition_event",
         "rt/diagnostics",
         "rt/rosout",
         "rt/parameter_events",
     }
     services = [name for name in rights.publish if name.startswith("rr/")]
-    assert all(name.startswith("rr/robot_1/policy/") for name in services)
+    own = ("rr/robot_1/policy/", "rr/robot_1/emergency_stop")
+    assert all(name.startswith(own) for name in services)
     assert not [name for name in (*rights.publish, *rights.subscribe) if "*" in name]
+
+
+def test_a_robot_with_a_sensor_map_has_the_topics_of_the_map(team):
+    velocity = SourceEntry("odom", "nav_msgs/msg/Odometry", ("pose.pose.position.x",) * 2)
+    command = CommandEntry(
+        "/base/cmd_vel", "geometry_msgs/msg/Twist", ("linear.x",), {"stay": (0.0,)}, 1.0, 1.0,
+    )  # fmt: skip
+    manifest = make_manifest([("velocity", 2)], actions=("stay",), safe_action="stay")
+    sensor_map = SensorMap(MapFile({"velocity": velocity}, command), manifest, "/robot_1", 1.0, "")
+    simulated = team_rights(team)
+    rights = team_rights(team, {"robot_1": sensor_map})
+    assert rights["robot_1"].publish - simulated["robot_1"].publish == {"rt/base/cmd_vel"}
+    assert rights["robot_1"].subscribe - simulated["robot_1"].subscribe == {"rt/robot_1/odom"}
+    assert not any("/sensors/" in name for name in rights["robot_1"].subscribe)
+    del simulated["robot_1"], rights["robot_1"]
+    assert rights == simulated
 
 
 def test_only_the_bridge_writes_sensors_and_only_robots_act(team):

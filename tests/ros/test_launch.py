@@ -1,5 +1,6 @@
 """The launch files, where `launch` and `launch_ros` are installed."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import time
 import psutil
 import pytest
 
+from kdmarl_core.bundle.signing import SIGNATURE, make_keys, read_private_key, sign_bundle
 from kdmarl_core.files import share_folder
 from kdmarl_ros import results
+from kdmarl_ros.recording import read_recording
 
 pytest.importorskip("launch", reason="launch is not installed")
 pytest.importorskip("launch_ros", reason="launch_ros is not installed")
@@ -82,12 +85,16 @@ def until(condition, timeout_s=60.0):
             "swarm.launch.py",
             {
                 *{"team", "bundles", "robots", "episodes", "seed", "results", "rate"},
-                *{"use_sim_time", "log_level", "respawn"},
+                *{"use_sim_time", "log_level", "respawn", "record"},
+                *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
             },
         ),
         (
             "robot.launch.py",
-            {"robot", "bundle", "robots", "rate", "use_sim_time", "log_level", "respawn"},
+            {
+                *{"robot", "bundle", "robots", "rate", "use_sim_time", "log_level", "respawn"},
+                *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
+            },
         ),
     ],
 )
@@ -125,6 +132,32 @@ def test_a_killed_robot_comes_back_into_the_swarm(launch, bundles, tmp_path):
     swarm.send_signal(signal.SIGINT)
     swarm.communicate(timeout=30)
     assert swarm.returncode == 0
+
+
+def test_a_recorded_swarm_of_signed_bundles(launch, bundles, tmp_path):
+    signed = shutil.copytree(bundles, tmp_path / "signed")
+    private, _, _ = make_keys(tmp_path / "keys" / "fleet")
+    key = read_private_key(private)
+    for place in signed.iterdir():
+        sign_bundle(place, key)
+    arguments = {
+        "team": "simple_spread", "bundles": signed, "episodes": 2, "record": "true",
+        "results": tmp_path / "episodes.jsonl", "security": "enforce",
+        "trusted_keys": tmp_path / "keys", "allow_unsecured_middleware": "true",
+    }  # fmt: skip
+    swarm = launch("swarm.launch.py", **arguments)
+    output, _ = swarm.communicate(timeout=90)
+    assert swarm.returncode == 0, output
+    assert "signed by fleet" in output
+    assert "topics are NOT secured: no keystore given" in output
+    assert len(results.read(tmp_path / "episodes.jsonl")) == 2
+    found = read_recording(tmp_path / "recording.mcap").messages
+    assert sum(message.topic == "/swarm/step" for message in found) == 50  # 2 x 25
+    (signed / "robot_1" / SIGNATURE).unlink()
+    swarm = launch("swarm.launch.py", **arguments)
+    output, _ = swarm.communicate(timeout=90)
+    assert swarm.returncode != 0
+    assert "unsigned" in output
 
 
 def test_one_robot_starts_with_its_files_and_says_what_is_wrong(launch, bundles, tmp_path):

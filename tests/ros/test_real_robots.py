@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rclpy
 from geometry_msgs.msg import Twist
-from helpers import make_manifest, write_yaml
+from helpers import changed, make_manifest, write_yaml
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
@@ -22,6 +22,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import QoSProfile
+from std_msgs.msg import Bool, Int32
 
 from kdmarl_core.bundle import write_bundle
 from kdmarl_core.export import Layer, student_model
@@ -218,6 +219,33 @@ def base(world):
             world.until(lambda: self.speeds and self.speeds[-1] == 1.0)
 
     return Base()
+
+
+def test_a_stop_brakes_the_base_and_holds_it_until_released(world, robot, base):
+    robot()
+    base.until_at_full_speed()
+    stop = world.node.create_publisher(Bool, "/robot_0/emergency_stop", QoSProfile(depth=1))
+    world.until(stop.get_subscription_count)
+    stop.publish(Bool(data=True))
+    world.until(lambda: base.speeds[-1] == 0.0)
+    count = len(base.speeds)
+    world.until(lambda: len(base.speeds) > count + 10)  # its odometry goes on, and it stands
+    assert set(base.speeds[count:]) == {0.0}
+    stop.publish(Bool(data=False))
+    base.until_at_full_speed()
+    assert_smooth(base.speeds)
+
+
+def test_a_person_drives_the_base_as_long_as_it_is_told_to(world, robot, base):
+    actions = MAP["command"]["actions"] | {"up": [-0.5, 0.0]}
+    robot(changed(MAP, "command.actions", actions))
+    base.until_at_full_speed()
+    override = world.node.create_publisher(Int32, "/robot_0/override", QoSProfile(depth=1))
+    sending = world.node.create_timer(0.05, lambda: override.publish(Int32(data=4)))
+    world.until(lambda: base.speeds[-1] == -0.5)
+    sending.cancel()
+    base.until_at_full_speed()
+    assert_smooth(base.speeds)
 
 
 def assert_smooth(speeds):

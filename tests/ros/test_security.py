@@ -136,7 +136,10 @@ def used_by(node, probe):
 def test_rights_are_exactly_what_the_nodes_use(domain, start_node, bundles, tmp_path):
     """What a node makes must be allowed, or it fails where topics are secured; and no more is."""
     team = load_team("simple_spread")
-    start_node("policy_node", "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}")
+    start_node(
+        "policy_node", "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}",
+        "-p", "use_sim_time:=true",
+    )  # fmt: skip
     start_node("bridge_node", "-p", "team:=simple_spread", "-p", f"results:={tmp_path / 'r'}")
     start_node(
         "recorder_node", "-p", "team:=simple_spread", "-p", f"bundles:={bundles}",
