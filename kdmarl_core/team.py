@@ -112,8 +112,8 @@ def team_names() -> list[str]:
     return sorted(path.stem for path in (share_folder() / "config" / "teams").glob("*.yaml"))
 
 
-def team_path(name_or_path: str) -> Path:
-    """A shipped team by its name, or any file by its path.
+def team_path(name_or_path: str, where: str = "") -> Path:
+    """A shipped team by its name, or any file by its path; `where` says who asks for it.
 
     Raises:
         UserError: neither exists.
@@ -122,7 +122,7 @@ def team_path(name_or_path: str) -> Path:
         return Path(name_or_path)
     path = share_folder() / "config" / "teams" / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise unknown("team", name_or_path, team_names())
+        raise unknown("team", name_or_path, team_names(), where)
     return path
 
 
@@ -159,7 +159,7 @@ def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = document.pop("base", None)
     if base is None:
         return document
-    base_path = team_path(str(base))
+    base_path = team_path(str(base), f"{path}: base")
     if base_path in (path, *above):
         raise UserError(f"{path}: base: '{base}' leads back to this file; name another team")
     return _laid_over(_with_base(base_path, (path, *above)), document)

@@ -21,7 +21,7 @@ from kdmarl_core.bundle import (
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.export import Layer, student_model
+from kdmarl_core.export import GruWeights, Layer, student_model
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
 from kdmarl_core.teacher.teacher import Architecture, Teacher, TeacherCard, save_teacher
@@ -134,14 +134,13 @@ def write_yaml(path: Path, document) -> Path:
 
 
 # Robots that differ in everything: sensors, widths, number of actions.
+MAP = Block("map", 5, "m", idle=(1,))
 MIXED_TASK = TaskSpec(
     name="test/mixed",
     agents=(
-        AgentSpec("scout", (Block("own", 2, "m"), Block("map", 5, "m")), ("stay", "go")),
+        AgentSpec("scout", (Block("own", 2, "m"), MAP), ("stay", "go")),
         AgentSpec("guard", (Block("own", 2, "m"), Block("door", 1, "1")), ("stay", "go", "shut")),
-        AgentSpec(
-            "cook", (Block("own", 2, "m"), Block("pots", 3, "1"), Block("map", 5, "m")), ("stay",)
-        ),
+        AgentSpec("cook", (Block("own", 2, "m"), Block("pots", 3, "1"), MAP), ("stay",)),
     ),
     episode_steps=10,
     ends_early=False,
@@ -150,8 +149,11 @@ MIXED_TASK = TaskSpec(
 )
 
 
-def mixed_team() -> Team:
-    """A team on `MIXED_TASK`, of widths 16, 32 and 16; each lacks something it could sense."""
+def mixed_team(network="mlp", random_features=(None, None, None)) -> Team:
+    """A team on `MIXED_TASK`, of widths 16, 32 and 16; each lacks something it could sense.
+
+    Of `random_features`, a robot has its own bounds, or None.
+    """
     sensors_and_widths = [(["map"], 16), (["own", "door"], 32), (["map", "own"], 16)]
     robots = [
         Robot(
@@ -159,15 +161,19 @@ def mixed_team() -> Team:
             agent,
             select_blocks(agent.blocks, sensors, agent.name),
             agent.actions[0],
-            StudentSpec("mlp", width),
+            StudentSpec(network, width),
+            bounds,
         )
-        for agent, (sensors, width) in zip(MIXED_TASK.agents, sensors_and_widths, strict=True)
+        for agent, (sensors, width), bounds in zip(
+            MIXED_TASK.agents, sensors_and_widths, random_features, strict=True
+        )
     ]
     return Team(
         name="mixed",
         path=Path("mixed.yaml"),
         task=SimpleNamespace(spec=MIXED_TASK),
         teacher="nobody",
+        recipe="distil",
         robots=tuple(robots),
     )
 
@@ -250,10 +256,21 @@ def make_manifest(blocks=(("position", 2), ("landmarks", 6)), **changes) -> Mani
     return dataclasses.replace(manifest, **changes)
 
 
+def gru_layers(features: int, width: int, actions: int, seed: int = 0):
+    """Random weights of a hidden layer, a GRU and a head."""
+    rng = np.random.default_rng(seed)
+    first, head = dense_layers([features, width], seed), dense_layers([width, actions], seed)
+    shapes = [(width, 3 * width), (3 * width,)] * 2
+    gru = GruWeights(*(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+    return [*first, gru, *head]
+
+
 def make_model(manifest: Manifest, seed: int = 0, scale: float = 1.0) -> bytes:
     """An ONNX model of random weights that fits a manifest."""
-    sizes = [manifest.observation_size, 8, len(manifest.actions)]
-    return student_model(dense_layers(sizes, seed, scale))
+    features, actions = manifest.observation_size, len(manifest.actions)
+    if manifest.student.state_size:
+        return student_model(gru_layers(features, manifest.student.state_size, actions, seed))
+    return student_model(dense_layers([features, 8, actions], seed, scale))
 
 
 def make_learner(students, recipe):

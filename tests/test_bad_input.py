@@ -155,7 +155,9 @@ def test_the_workshop_is_in_order(kdmarl, workshop):
         (["distil", "--team", "none.yaml"], ["none.yaml", "no such file"]),
         (["distil", "--team", "simple_spread", "--teacher", "nobody"], ["unknown teacher"]),
         (["distil", "--team", "simple_spread", "--teacher", "a" * 300], ["a" * 300]),
-        (["distil", "--team", "simple_spread", "--recipe", "."], [".: ", "cannot be read"]),
+        (["distil", "--team", "simple_spread", "--recipe", "."], ["unknown recipe '.'", "distil"]),
+        (["distil", "--team", "simple_spread", "--recipe", "distl"], ["did you mean distil"]),
+        (["distil", "--team", "simple_spread", "--recipe", "none.yaml"], ["none.yaml", "no such"]),
         (["evaluate", "--team", "spread"], ["'spread'", "did you mean simple_spread"]),
         (["evaluate", "--team", "a\nb"], ["unknown team", "simple_spread"]),
         (["evaluate", "--team", "simple_spread"], ["runs/bundles/simple_spread", "kdmarl distil"]),
@@ -208,7 +210,23 @@ def test_wrong_usage(arguments, kdmarl, capfd):
         ((changed, "robots.robot_1.sensors", "position"), ["robot_1: sensors", "a list"]),
         ((changed, "robots.robot_1.student.width", 0), ["robot_1: student: width", "0", "1"]),
         ((changed, "robots.robot_1.student.width", 3.5), ["student: width", "3.5", "whole"]),
-        ((changed, "robots.robot_1.student.network", "gru"), ["network", "'gru'", "mlp"]),
+        ((changed, "robots.robot_1.student.network", "lstm"), ["network", "'lstm'", "mlp", "gru"]),
+        ((changed, "robots.robot_1.student.network", "gru"), ["network", "'gru', 'mlp'", "mixed"]),
+        ((changed, "robots.robot_1.random_features", [9]), ["robot_1: random_features", "[9]"]),
+        ((changed, "robots.robot_1.random_features", [2, 3, 4]), ["[2, 3, 4]", "two numbers"]),
+        ((changed, "robots.robot_1.random_features", [0, 3]), ["random_features", "[0, 3]"]),
+        (
+            (changed, "robots.robot_1.random_features", [4, 3]),
+            ["[4, 3]", "the least and the most"],
+        ),
+        ((changed, "robots.robot_1.random_features", 8), ["random_features", "a list", "8"]),
+        ((changed, "robots.robot_1.random_features", [8.5, 9]), ["random_features", "8.5"]),
+        ((changed, "robots.robot_1.random_features", [True, 9]), ["random_features", "True"]),
+        ((changed, "base", "simple_spred"), ["base", "'simple_spred'", "did you mean simple_spr"]),
+        ((changed, "base", 7), ["base", "unknown team '7'"]),
+        ((changed, "defaults", ["mlp"]), ["defaults", "a mapping", "['mlp']"]),
+        ((changed, "defaults", {"widht": 8}), ["robot_0", "'widht'"]),
+        ((changed, "recipe", 5), ["recipe", "a text", "5"]),
         ((renamed, "robots.robot_1", "Robot 1"), ["robots: Robot 1", "namespace"]),
         ((renamed, "robots.robot_1", "robot_é"), ["robots: robot_é", "namespace"]),
         ((renamed, "robots.robot_1", 1), ["robots", "a text", "1"]),
@@ -222,6 +240,24 @@ def test_team_files(workshop, refused, command, change, words):
     assert line.startswith(f"kdmarl: {workshop.file('team.yaml')}: ")
     for word in words:
         assert word in line
+
+
+def test_teams_that_build_on_each_other(workshop, refused):
+    """A base that is not there, is broken, or leads back."""
+    path, base = workshop.file("team.yaml"), workshop.file("base.yaml")
+    document = changed(TEAM_FILE, "base", str(base))
+    write_yaml(path, document)
+    assert f"{base}: no such file" in refused(workshop.distil())
+    base.write_bytes(b"robots: [")
+    assert refused(workshop.distil()).startswith(f"kdmarl: {base}: not valid YAML")
+    for leads_back in (str(path), str(base)):
+        write_yaml(base, changed(TEAM_FILE, "base", leads_back))
+        line = refused(workshop.distil())
+        assert line.startswith(f"kdmarl: {base}: base: '{leads_back}' leads back")
+    write_yaml(base, TEAM_FILE)
+    write_yaml(path, {"base": str(base), "robots": {"robot_1": {"agent": "agent_0"}}})
+    line = refused(workshop.distil())
+    assert line.startswith(f"kdmarl: {path}: robots: agents ['agent_0', 'agent_0', 'agent_2']")
 
 
 @pytest.mark.parametrize("name", ["team.yaml", "distil.yaml", "recipe.yaml"])
@@ -363,6 +399,37 @@ def test_checkpoints(workshop, refused, trained):
         line = refused(resume)
         assert line.startswith(f"kdmarl: {trained}: ")
         assert "cut short" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--set", "offline.updtes=3"], ["offline", "'updtes'", "did you mean updates"]),
+        (["--set", "offline.updates=-3"], ["offline", "updates", "-3"]),
+        (["--set", "temperature.kl=3"], ["'temperature.kl=3'", "'temperature' holds no keys"]),
+        (["--set", "temperature"], ["'temperature'", "KEY=VALUE"]),
+        (["--set", "temperature=[1"], ["'[1' is not a YAML value"]),
+        (["--without", "kll"], ["unknown term 'kll'", "did you mean kl"]),
+        (["--without", "kl", "ppo", "cross_entropy"], ["all weights are 0"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else None,
+)
+def test_changes_of_the_distillation_recipe(workshop, refused, option, words):
+    line = refused(workshop.distil(*option))
+    for word in words:
+        assert word in line
+
+
+def test_expert_buffers(workshop, refused):
+    """What is named as a buffer and is none."""
+    file = workshop.file("team.yaml")
+    line = refused(workshop.distil("--buffer", file))
+    assert line.startswith(f"kdmarl: {file}: damaged or cut short")
+    file = workshop.teacher / WEIGHTS
+    line = refused(workshop.distil("--buffer", file))
+    assert line == f"kdmarl: {file}: not an expert buffer; name another --buffer file\n"
+    line = refused(workshop.distil("--buffer", workshop.teacher))
+    assert line.startswith(f"kdmarl: {workshop.teacher}: ")
 
 
 def test_resuming_what_was_never_begun(workshop, refused):

@@ -9,7 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import changed, dense_layers, make_manifest, make_model, name_of_case, renamed
+from helpers import (
+    changed,
+    dense_layers,
+    gru_layers,
+    make_manifest,
+    make_model,
+    name_of_case,
+    renamed,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -20,6 +28,7 @@ from kdmarl_core.bundle import (
     MODEL,
     BundlePolicy,
     Measured,
+    StudentEntry,
     load_policy,
     read_bundle,
     write_bundle,
@@ -30,6 +39,8 @@ from kdmarl_core.files import atomic_folder, atomic_write, refuse_existing
 from kdmarl_core.resources.count import count
 
 MEASURED = Measured(100, 0, -11.0, -10.0, -27.0, 0.94, 0.9, 0.97)
+FITTING = make_manifest()
+FITTING_MODEL = make_model(FITTING)
 
 
 @pytest.fixture
@@ -79,6 +90,80 @@ def test_policy_takes_the_most_probable_action(bundle):
     assert len(actions) > 1
 
 
+@given(
+    st.lists(st.booleans(), min_size=5, max_size=5).filter(any),
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=8, max_size=8),
+)
+def test_an_action_that_is_not_legal_is_never_taken(mask, observation):
+    policy = BundlePolicy(FITTING, FITTING_MODEL)
+    logits = policy.logits(np.float32(observation))
+    action = policy.act(np.float32(observation), np.array(mask))
+    assert mask[action]
+    assert logits[action] == max(value for value, legal in zip(logits, mask, strict=True) if legal)
+
+
+@pytest.mark.parametrize("mask", [[True] * 4, [True] * 6, [True], [], [[True] * 5], [False] * 5])
+def test_masks_that_cannot_be_meant_are_refused(mask):
+    policy = BundlePolicy(FITTING, FITTING_MODEL)
+    with pytest.raises(ValueError, match="no mask of 5 actions"):
+        policy.act(np.zeros(8, np.float32), np.array(mask, np.bool_))
+
+
+def test_a_mask_does_not_hide_an_output_that_is_not_finite():
+    policy = BundlePolicy(FITTING, make_model(FITTING, scale=1e30))
+    with pytest.raises(FloatingPointError):
+        policy.act(np.ones(8, np.float32), np.array([True] * 4 + [False]))
+
+
+# Recurrent students
+
+
+def recurrent(state_size=4, **changes):
+    return make_manifest(student=StudentEntry("gru", 4, 0, 0, state_size), **changes)
+
+
+def test_memory_lasts_until_it_is_reset():
+    policy = BundlePolicy(recurrent(), make_model(recurrent()))
+    shown = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    first = [policy.logits(now) for now in shown]
+    policy.reset()
+    again = [policy.logits(now) for now in shown]
+    assert np.array_equal(first, again)
+    unreset = [policy.logits(now) for now in shown]
+    assert not np.allclose(unreset, first, atol=1e-3)
+
+
+def test_policies_of_one_model_do_not_share_their_memory():
+    one, other = (BundlePolicy(recurrent(), make_model(recurrent())) for _ in range(2))
+    observation = np.ones(8, np.float32)
+    before = one.logits(observation)
+    assert np.array_equal(other.logits(observation), before)
+    assert not np.array_equal(one.logits(observation), before)
+
+
+@pytest.mark.parametrize("mask", [None, np.array([False, True, False, False, False])])
+def test_acting_is_one_step_of_memory(mask):
+    policy, stepped = (BundlePolicy(recurrent(), make_model(recurrent())) for _ in range(2))
+    shown = np.random.default_rng(3).normal(size=(20, 8)).astype(np.float32)
+    for observation in shown:
+        logits = stepped.logits(observation)
+        assert policy.act(observation, mask) == (int(logits.argmax()) if mask is None else 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "real"), [(0, 4), (3, 4), (5, 4), (8, 0)], ids=lambda size: f"size {size}"
+)
+def test_a_state_of_another_size_is_refused(bundle, refusal, said, real):
+    """The manifest says one thing, the model that it vouches for another."""
+    adopt(bundle, make_model(recurrent(real)))
+    edit(bundle, changed, "student.state_size", said)
+    message = refusal(load_policy, bundle)
+    assert message.startswith(f"{bundle / MODEL}: ")
+    assert "do not belong together" in message
+    edit(bundle, changed, "student.state_size", real)
+    load_policy(bundle)  # negative control
+
+
 # Tampering
 
 
@@ -117,7 +202,7 @@ def test_damaged_models_are_refused(bundle, damage, said, refusal):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ((changed, "schema_version", 2), ["schema_version", "2", "1"]),
+        ((changed, "schema_version", 1), ["schema_version", "1", "2"]),
         ((changed, "safe_action", "hover"), ["safe_action", "hover", "stay"]),
         ((changed, "blocks", []), ["blocks"]),
         ((changed, "blocks", [{"name": "a", "size": 0, "unit": "m"}]), ["blocks", "a", "0"]),
@@ -129,6 +214,8 @@ def test_damaged_models_are_refused(bundle, damage, said, refusal):
         ((changed, "rate_hz", "fast"), ["rate_hz", "fast", "number"]),
         ((changed, "model.file", "../other.onnx"), ["model.file", "../other.onnx"]),
         ((changed, "student.width", None), ["student", "missing key 'width'"]),
+        ((changed, "student.state_size", None), ["student", "missing key 'state_size'"]),
+        ((changed, "student.state_size", -1), ["student.state_size", "-1"]),
         ((changed, "agent", None), ["missing key 'agent'"]),
         ((changed, "measured.episodes", 1.5), ["measured", "episodes", "1.5"]),
         ((changed, "signed", True), ["unknown key 'signed'"]),
@@ -259,6 +346,27 @@ def test_onnx_equals_torch():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_onnx_gru_equals_torch():
+    first, gru, head = layers = gru_layers(7, 16, 4)
+    cell = nn.GRUCell(16, 16)
+    names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+    for name, array in zip(names, gru, strict=True):
+        getattr(cell, name).data = torch.from_numpy(array.T)
+    manifest = make_manifest(
+        blocks=[("all", 7)],
+        actions=("stay", "a", "b", "c"),
+        student=StudentEntry("gru", 16, 0, 0, 16),
+    )
+    policy = BundlePolicy(manifest, student_model(layers))
+    state = torch.zeros(1, 16)
+    for observation in np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32):
+        hidden = np.maximum(observation @ first.weight + first.bias, 0)
+        with torch.no_grad():
+            state = cell(torch.from_numpy(hidden)[None], state)
+        expected = state[0].numpy() @ head.weight + head.bias
+        np.testing.assert_allclose(policy.logits(observation), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("wrong", [2e-5, float("nan")])
 def test_export_refuses_a_difference(wrong, refusal):
     logits = np.zeros((10, 5), np.float32)
@@ -272,6 +380,13 @@ def test_cost_of_a_known_net():
     # 7*16 + 16*4 weights are one multiply-add each; 16 + 4 biases
     cost = count(student_model(dense_layers([7, 16, 4])))
     assert cost == (7 * 16 + 16 + 16 * 4 + 4, 2 * (7 * 16 + 16 * 4))
+
+
+def test_cost_of_a_recurrent_net():
+    # 7 features, width 16, 4 actions; three gates read the layer below, and three the state
+    cost = count(student_model(gru_layers(7, 16, 4)))
+    weights = 7 * 16 + 16 * 48 + 16 * 48 + 16 * 4
+    assert cost == (weights + 16 + 48 + 48 + 4, 2 * weights)
 
 
 def test_a_product_without_weights_of_known_size_is_refused(refusal):

@@ -1,11 +1,15 @@
-"""Distillation from end to end through the command, and the labels that it learns from."""
+"""Distillation from end to end, through the command, and gone on with after an interruption."""
 
+import dataclasses
+import functools
 import json
+import signal
 
 import pytest
 import torch
 from helpers import (
     DISTILLATION_RECIPE,
+    OFF,
     TASK,
     TEAM_FILE,
     changed,
@@ -16,64 +20,129 @@ from helpers import (
 )
 
 from kdmarl_core.bundle import read_bundle
-from kdmarl_core.distil.expert_buffer import concatenate, label
-from kdmarl_core.distil.learner import Recipe
-from kdmarl_core.distil.offline import fill_buffer, learn_offline
-from kdmarl_core.distil.on_policy import learn_on_policy
-from kdmarl_core.distil.run import distil
+from kdmarl_core.distil import run as distil_run
+from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buffer
+from kdmarl_core.distil.offline import learn_offline
+from kdmarl_core.distil.on_policy import OnPolicy
+from kdmarl_core.distil.recipe import Recipe
+from kdmarl_core.distil.run import CHECKPOINT, Work, distil
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.export import student_model
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import make_task
-from kdmarl_core.teacher.returns import gae
-from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+from kdmarl_core.tasks.mpe import MpeTask
+from kdmarl_core.teacher.teacher import find_teacher, load_teacher, read_tensors
 from kdmarl_core.team import load_bundles, load_team
+from kdmarl_ros.cli import main
 
 ROBOTS = ["robot_0", "robot_1", "robot_2"]
-BFLOAT16 = {"atol": 0.05, "rtol": 0.02}  # the teacher labels at this precision
+WIDTHS = {"robot_0": 16, "robot_1": 32, "robot_2": 8}
+ALL_TERMS = dict.fromkeys(OFF, 0.1) | {"kl": 1.0}
 
 
-@pytest.fixture
-def team_file(tmp_path):
+def recipe_document(**changes):
+    """The small recipe with the values at dotted paths changed (`__` for the dot)."""
+    document = DISTILLATION_RECIPE
+    for path, value in changes.items():
+        document = changed(document, path.replace("__", "."), value)
+    return document
+
+
+def make_recipe(**changes):
+    return from_mapping(Recipe, recipe_document(**changes), "distil.yaml")
+
+
+def write_team_file(folder, network="mlp", random_features=None):
     """Robots of widths 16, 32 and 8, one of which does not see the others."""
-    document = changed(TEAM_FILE, "robots.robot_0.student.width", 16)
-    document = changed(document, "robots.robot_1.student.width", 32)
-    document = changed(document, "robots.robot_2.sensors", ["position", "landmarks"])
-    return write_yaml(tmp_path / "trio.yaml", document)
+    document = changed(TEAM_FILE, "robots.robot_2.sensors", ["position", "landmarks"])
+    for name, width in WIDTHS.items():
+        document = changed(
+            document, f"robots.{name}.student", {"network": network, "width": width}
+        )
+        if random_features:
+            document = changed(document, f"robots.{name}.random_features", random_features)
+    return write_yaml(folder / "trio.yaml", document)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _simulators_made_once():
+    """Every rollout begins with new episodes, so nothing passes from one user to the next."""
+    original, made = MpeTask.make_batch, {}
+
+    def make_batch(task, num_envs):
+        if num_envs not in made:
+            made[num_envs] = original(task, num_envs)
+        return made[num_envs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MpeTask, "make_batch", make_batch)
+        yield
+
+
+def command(folder):
+    """Arguments of a small distillation of an untrained teacher, with files in a folder."""
+    write_team_file(folder)
+    write_teacher(folder / "teacher")
+    write_yaml(folder / "distil.yaml", DISTILLATION_RECIPE)
+    return [
+        *["distil", "--team", str(folder / "trio.yaml"), "--teacher", str(folder / "teacher")],
+        *["--recipe", str(folder / "distil.yaml"), "--episodes", "4", "--threads", "1"],
+    ]
 
 
 @pytest.fixture
-def distil_command(kdmarl, team_file, tmp_path):
-    """Runs `kdmarl distil` with a small recipe and an untrained teacher."""
-    teacher = write_teacher(tmp_path / "teacher")
-    recipe = write_yaml(tmp_path / "distil.yaml", DISTILLATION_RECIPE)
-    common = ["--team", team_file, "--teacher", teacher, "--recipe", recipe]
-
-    def run(*arguments):
-        return kdmarl("distil", *common, "--episodes", "4", "--threads", "1", *arguments)
-
-    return run
+def distil_command(kdmarl, tmp_path):
+    """Runs `kdmarl distil` on a small scale."""
+    return functools.partial(kdmarl, *command(tmp_path))
 
 
-def test_command_writes_one_bundle_per_robot(distil_command, kdmarl, team_file, tmp_path):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The models of a run with seed 0 that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*command(folder), "--output", "bundles"]) == 0
+    return models(folder / "bundles")
+
+
+def models(folder):
+    """The models of all robots, byte for byte."""
+    return [(folder / robot / "model.onnx").read_bytes() for robot in ROBOTS]
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("network", "random_features"), [("mlp", None), ("gru", [4, 6])], ids=["plain", "recurrent"]
+)
+def test_command_writes_one_bundle_per_robot(
+    distil_command, kdmarl, tmp_path, network, random_features
+):
+    team_file = write_team_file(tmp_path, network, random_features)
+    document = recipe_document(offline__weights=ALL_TERMS, on_policy__weights=ALL_TERMS)
+    write_yaml(tmp_path / "distil.yaml", document)
     done = distil_command("--output", "bundles", "--seed", "3", "--json")
     assert done.code == 0, done.err
+    assert not [path for path in done.left if "checkpoint" in path]
     figures = json.loads(done.out)
     folder = tmp_path / "work" / "bundles"
     assert sorted(p.name for p in folder.iterdir()) == ROBOTS
     manifests = {name: read_bundle(folder / name)[0] for name in ROBOTS}
+    told = 1 if random_features is None else 2  # each feature, and whether it is visible
     sizes = {name: m.observation_size for name, m in manifests.items()}
-    assert sizes == {"robot_0": 14, "robot_1": 14, "robot_2": 8}
-    # Two multiply-adds' worth of operations per weight: inputs, two hidden layers, five actions.
-    flops = {name: m.student.flops_per_decision for name, m in manifests.items()}
-    assert flops == {
-        "robot_0": 2 * (14 * 16 + 16 * 16 + 16 * 5),
-        "robot_1": 2 * (14 * 32 + 32 * 32 + 32 * 5),
-        "robot_2": 2 * (8 * 8 + 8 * 8 + 8 * 5),
-    }
+    assert sizes == {"robot_0": told * 14, "robot_1": told * 14, "robot_2": told * 8}
     for name, manifest in manifests.items():
+        # Two operations per weight: inputs, a second layer or two times three gates, 5 actions.
+        width, core = WIDTHS[name], 1 if network == "mlp" else 6
+        flops = 2 * (sizes[name] * width + core * width * width + width * 5)
+        assert manifest.student.flops_per_decision == flops
+        assert manifest.student.state_size == (width if network == "gru" else 0)
+        assert manifest.student.network == network
+        assert (manifest.blocks[-1].name == "visible") == (random_features is not None)
         assert figures["robots"][name]["largest_difference"] < 1e-5
-        assert figures["robots"][name]["flops_per_decision"] == flops[name]
+        assert figures["robots"][name]["flops_per_decision"] == flops
         assert manifest.team == "trio"
         assert manifest.measured.episodes == 4
         assert manifest.measured.seed == 3
@@ -82,28 +151,22 @@ def test_command_writes_one_bundle_per_robot(distil_command, kdmarl, team_file, 
 
     # The figures can be had again from the bundles alone.
     shared = ["--team", team_file, "--teacher", tmp_path / "teacher", "--bundles", "bundles"]
-    played = json.loads(
-        kdmarl("evaluate", *shared, "--episodes", "4", "--seed", "3", "--json").out
-    )
-    measured = figures["measured"]
+    done = kdmarl("evaluate", *shared, "--episodes", "4", "--seed", "3", "--json")
+    assert done.code == 0, done.err
+    played, measured = json.loads(done.out), figures["measured"]
     assert played["players"]["students"]["return"] == measured["student_return"]
     assert played["players"]["teacher"]["return"] == measured["teacher_return"]
     assert played["players"]["random"]["return"] == measured["random_return"]
     assert played["retention"]["value"] == measured["retention"]
 
 
-def test_the_same_seed_gives_the_same_bundles(distil_command, tmp_path):
-    for output, seed in (("first", 0), ("again", 0), ("other", 1)):
-        assert distil_command("--output", output, "--seed", seed).code == 0, output
-    models = {
-        output: [(tmp_path / "work" / output / r / "model.onnx").read_bytes() for r in ROBOTS]
-        for output in ("first", "again", "other")
-    }
-    assert models["first"] == models["again"]
-    assert models["first"] != models["other"]
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_seed_gives_the_same_bundles(distil_command, tmp_path, straight, seed):
+    assert distil_command("--output", "bundles", "--seed", seed).code == 0
+    assert (models(tmp_path / "work" / "bundles") == straight) == (seed == 0)
 
 
-def test_existing_bundles_are_kept_unless_told_otherwise(distil_command, team_file, tmp_path):
+def test_existing_bundles_are_kept_unless_told_otherwise(distil_command, tmp_path):
     folder = tmp_path / "work" / "bundles"
     folder.mkdir()
     (folder / "note").write_text("mine")
@@ -117,102 +180,342 @@ def test_existing_bundles_are_kept_unless_told_otherwise(distil_command, team_fi
     (folder / "robot_9" / "manifest.json").write_text("{}")  # an earlier team's
     assert distil_command("--output", "bundles", "--overwrite").code == 0
     assert sorted(p.name for p in folder.iterdir()) == ROBOTS
-    load_bundles(load_team(str(team_file)), folder)
+    load_bundles(load_team(str(tmp_path / "trio.yaml")), folder)
 
 
-# Labels and learning
+def test_a_buffer_is_written_once_and_then_read(distil_command, tmp_path, straight, monkeypatch):
+    """The bundles are those that come of a buffer that is made anew."""
+    file = tmp_path / "work" / "experts" / "buffer.safetensors"
+    assert distil_command("--output", "written", "--buffer", file).code == 0
+    content = file.read_bytes()
+
+    def nothing_to_fill(*arguments):
+        raise AssertionError("the buffer was made again")
+
+    monkeypatch.setattr(distil_run, "fill_buffer", nothing_to_fill)
+    assert distil_command("--output", "read", "--buffer", file).code == 0
+    assert file.read_bytes() == content
+    assert models(tmp_path / "work" / "written") == straight
+    assert models(tmp_path / "work" / "read") == straight
+
+
+def interrupting(function, at):
+    """The function, but Ctrl-C is pressed during its call of that number."""
+    calls = []
+
+    def wrapped(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments)
+
+    return wrapped
+
+
+def test_an_interrupted_command_goes_on(distil_command, tmp_path, straight, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 5))
+        stopped = distil_command("--output", "resumed")
+    checkpoint = f"runs/distil/trio-0/{CHECKPOINT}"
+    assert stopped.code == 130
+    assert "go on with --resume" in " ".join(stopped.err.split())
+    assert checkpoint in stopped.left
+    assert "resumed" not in stopped.left
+    resumed = distil_command("--output", "resumed", "--resume")
+    assert resumed.code == 0, resumed.err
+    assert checkpoint not in resumed.left
+    assert models(tmp_path / "work" / "resumed") == straight
+
+
+def test_no_checkpoint_is_promised_where_there_is_none(distil_command, monkeypatch):
+    """Ctrl-C while the buffer is filled."""
+    monkeypatch.setattr(distil_run, "fill_buffer", interrupting(fill_buffer, 1))
+    stopped = distil_command("--output", "bundles")
+    assert stopped.code == 130
+    assert "interrupted" in stopped.err
+    assert "checkpoint" not in stopped.err
+    assert not [path for path in stopped.left if "checkpoint" in path]
+
+
+# Both phases
 
 
 @pytest.fixture(scope="module")
 def taught():
-    """A teacher, its card, a rollout of it, and a small expert buffer."""
+    """A task, an untrained teacher of clear opinions and its card."""
     task = make_task(TASK)
-    teacher, card = make_teacher(task.spec, width=32)
-    collector = Collector(task.spec, task.make_batch(8), task.spec.episode_steps, 0)
-    rollout = collector.collect(teacher.logits, 0)
-    return task, teacher, card, rollout
+    return task, *make_teacher(task.spec, width=32)
 
 
-def test_labels_are_the_teachers(taught):
-    _, teacher, card, rollout = taught
-    samples = label(rollout, teacher, card)
-    assert len(samples.action) == rollout.action.shape[0] * rollout.action.shape[1]
-    expected = teacher.logits(samples.observation, samples.action_mask)
-    torch.testing.assert_close(samples.teacher_logits, expected, **BFLOAT16)
-    # The advantage: the teacher's critic, the reward in the units of its training, normalised.
-    value = teacher.value(rollout.state)
-    raw = gae(rollout.reward * card.reward_scale, value, rollout.done, 0.95, 0.95).flatten()
-    torch.testing.assert_close(samples.advantage, (raw - raw.mean()) / raw.std(), **BFLOAT16)
-    unscaled = gae(rollout.reward, value, rollout.done, 0.95, 0.95).flatten()  # negative control
-    wrong = (unscaled - unscaled.mean()) / unscaled.std()
-    assert (samples.advantage - wrong).abs().max() > 3 * BFLOAT16["atol"]
+@pytest.fixture
+def make_work(taught, tmp_path):
+    """Makes work, small unless told otherwise."""
+
+    def make(network="mlp", seed=0, random_features=None, **changes):
+        _, teacher, card = taught
+        team = load_team(str(write_team_file(tmp_path, network, random_features)))
+        return Work(team, teacher, card, make_recipe(**changes), seed)
+
+    return make
 
 
-def test_samples_keep_together_what_belongs_together(taught):
-    _, teacher, card, rollout = taught
-    samples = label(rollout, teacher, card)
-    both = concatenate([samples, samples.rows(torch.arange(10))])
-    for field, part in zip(both, samples, strict=True):
-        assert len(field) == len(part) + 10
-        assert torch.equal(field[-10:], part[:10])
+def ignore(*arguments):
+    """A report that nobody reads."""
 
 
-def test_students_learn_to_do_as_the_teacher_does(taught, team_file):
-    task, teacher, card, _ = taught
+@pytest.mark.parametrize(("updates", "iterations"), [(4, 3), (0, 2), (3, 0)])
+def test_both_phases_are_gone_through(make_work, tmp_path, updates, iterations):
+    """A count of zero switches a phase off."""
+    work = make_work(offline__updates=updates, on_policy__iterations=iterations)
+    reports = []
+
+    def report(phase, done, of, terms, mean_return, win_rate):
+        reports.append((phase, done, of))
+        assert torch.isfinite(torch.stack(list(terms))).all()
+        assert (mean_return < 0) == (phase == "on-policy")  # before, nothing was played
+        assert not win_rate > 0
+
+    distil(work, report, folder=tmp_path / "run")
+    expected = [("offline", i + 1, updates) for i in range(updates)]
+    expected += [("on-policy", i + 1, iterations) for i in range(iterations)]
+    assert reports == expected
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_students_learn_to_do_as_the_teacher_does(taught, make_work, network):
+    task, teacher, card = taught
+    work = make_work(network, offline__updates=150, offline__minibatch=800)
     torch.manual_seed(0)
-    team = load_team(str(team_file))
-    students = StudentTeam(team)
-    recipe = from_mapping(
-        Recipe, changed(DISTILLATION_RECIPE, "offline.updates", 150), "distil.yaml"
-    )
-    buffer = fill_buffer(task, teacher, card, recipe.offline.buffer_steps, seed=1)
-    assert len(buffer.action) >= recipe.offline.buffer_steps
-    unseen = fill_buffer(task, teacher, card, 6400, seed=2)
+    students = StudentTeam(work.team)
+
+    def made(seed):
+        return fill_buffer(task, teacher, card, plan_buffer(task.spec, card, 1, 3, seed))
+
+    buffer, unseen = made(1), made(2)
 
     def agreement():
-        chosen = students.policy(unseen.observation, unseen.action_mask).argmax(-1)
-        return (chosen == unseen.teacher_logits.argmax(-1)).float().mean(0)
+        labels = unseen.labels
+        inputs = students.restriction.inputs(unseen.observation.float(), None)
+        state = students.initial_state(labels.begins.shape[1])
+        with torch.no_grad():
+            found = students(inputs, labels.action_mask, labels.begins, state).log_probs
+        return (found.argmax(-1) == labels.teacher.argmax(-1)).float().mean((0, 1))
 
     before = agreement()
-    learner = make_learner(students, team, recipe)
-    terms = list(learn_offline(learner, buffer, recipe.offline, seed=3))
+    learner = make_learner(students, work.recipe)
+    terms = [learn_offline(learner, buffer, work.recipe.offline, i, seed=3) for i in range(150)]
     after = agreement()
     assert float(terms[-1].kl) < 0.5 * float(terms[0].kl)
     assert (after > before + 0.3).all()
     assert (after[:2] > 0.75).all()  # the third does not see everything that the teacher sees
 
 
-def test_on_policy_the_students_act_and_the_teacher_labels(team_file):
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_on_policy_the_students_act_and_the_teacher_labels(make_work, network):
     """Bad students of a good teacher: what is sampled is bad, what is learnt is good."""
     task = make_task(TASK)
     teacher, card = load_teacher(find_teacher("mpe_simple_spread"), task.spec)
+    phase = make_recipe(on_policy__iterations=12, on_policy__learning_rate=1.0e-2).on_policy
     torch.manual_seed(0)
-    document = changed(DISTILLATION_RECIPE, "on_policy.iterations", 12)
-    document = changed(document, "on_policy.learning_rate", 1.0e-2)
-    recipe = from_mapping(Recipe, document, "distil.yaml")
-    team = load_team(str(team_file))
-    learner = make_learner(StudentTeam(team), team, recipe)
-    done = list(learn_on_policy(learner, task, teacher, card, recipe.on_policy, seed=0))
-    terms, returns = zip(*done, strict=True)
-    assert returns[0] < -20 < card.evaluation.mean_return - 5
+    learner = make_learner(StudentTeam(make_work(network).team), make_recipe())
+    on_policy = OnPolicy(learner, task, teacher, card, phase, torch.zeros(0), seed=0)
+    terms, rollouts = zip(*(on_policy.iterate(i) for i in range(12)), strict=True)
+    assert rollouts[0].episode_return() < -20 < card.evaluation.mean_return - 5
     assert float(terms[-1].kl) < 0.8 * float(terms[0].kl)
+    # Where the students were differs from where the teacher would have been.
+    assert not torch.equal(rollouts[0].action, rollouts[1].action)
 
 
-@pytest.mark.parametrize(("updates", "iterations"), [(4, 3), (0, 2), (3, 0)])
-def test_both_phases_are_gone_through(taught, team_file, updates, iterations):
-    """A count of zero switches a phase off."""
-    _, teacher, card, _ = taught
-    document = changed(DISTILLATION_RECIPE, "offline.updates", updates)
-    document = changed(document, "on_policy.iterations", iterations)
-    reports = []
-    distil(
-        load_team(str(team_file)),
-        teacher,
-        card,
-        from_mapping(Recipe, document, "distil.yaml"),
-        0,
-        lambda phase, done, of, terms, mean_return: reports.append((phase, done, of)),
+# Battles: they end early, the dead can do nothing, and whoever tries ends the test
+
+
+BATTLE = "pymarl/foreign_envs:Battle"
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_episodes_of_any_length_and_actions_that_are_not_always_legal(tmp_path, network):
+    document = {
+        "task": BATTLE,
+        "teacher": "nobody",
+        "defaults": {
+            "sensors": ["enemies", "allies", "own"],
+            "safe_action": "noop",
+            "random_features": [5, 9],
+            "student": {"network": network, "width": 12},
+        },
+        "robots": {f"robot_{i}": {"agent": f"agent_{i}"} for i in range(3)},
+    }
+    team = load_team(str(write_yaml(tmp_path / "battle.yaml", document)))
+    recipe = make_recipe(
+        offline__buffer_steps=1,
+        offline__updates=10,
+        offline__weights=ALL_TERMS,
+        on_policy__rollout_steps=12,  # longer than an episode
+        on_policy__weights=ALL_TERMS,
     )
-    expected = [("offline", i + 1, updates) for i in range(updates)]
-    expected += [("on-policy", i + 1, iterations) for i in range(iterations)]
-    assert reports == expected
+    work = Work(team, *make_teacher(team.task.spec, width=32), recipe, 0)
+    file, won = tmp_path / "buffer", []
+    students = distil(
+        work, lambda *r: won.append(r[-1]), folder=tmp_path / "run", buffer_file=file
+    )
+    assert sum(rate > 0 for rate in won) > 0
+    labels = load_buffer(file, work.card, recipe.roles).labels
+    assert labels.begins[1:].any()
+    assert not labels.action_mask.all()
+    assert labels.action_mask.gather(-1, labels.action.long()[..., None]).all()
+    exported = distil_run.export(work, students)
+    assert all(item.difference < 1e-5 for item in exported)
+    played = distil_run.measure(team, work.teacher, exported, 5, seed=0)
+    assert played.returns["student"].shape == (5,)
+
+
+# Interruption
+
+
+def small(make_work, network, seed=0):
+    """All terms, so that heads and all of the optimiser's state matter."""
+    return make_work(
+        network,
+        seed,
+        [4, 6] if network == "gru" else None,
+        offline__updates=5,
+        offline__weights=ALL_TERMS,
+        on_policy__weights=ALL_TERMS,
+    )
+
+
+def weights(students):
+    return [student_model(students.layers(index)) for index in range(3)]
+
+
+def interrupt_at(phase, number):
+    """A report during which Ctrl-C is pressed."""
+
+    def report(now, done, *rest):
+        if (now, done) == (phase, number):
+            signal.raise_signal(signal.SIGINT)
+
+    return report
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_what_was_interrupted_ends_as_if_it_had_not_been(make_work, tmp_path, network):
+    """In either phase, between them, and more than once."""
+    work, folder = small(make_work, network), tmp_path / "run"
+    expected = weights(distil(work, ignore, folder=tmp_path / "other"))
+    for number, (phase, done) in enumerate(
+        [("offline", 3), ("offline", 5), ("on-policy", 2)], start=1
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            distil(work, interrupt_at(phase, done), folder=folder, resume=number > 1)
+        assert [path.name for path in folder.iterdir()] == [CHECKPOINT]
+    reports = []
+    found = distil(work, lambda *r: reports.append(r[:2]), folder=folder, resume=True)
+    assert weights(found) == expected
+    assert reports == [("on-policy", 3)]
+    assert not list(folder.iterdir())
+
+
+def test_what_was_killed_goes_on_from_the_last_checkpoint(make_work, tmp_path, monkeypatch):
+    """Without any chance to write one more."""
+    work, folder = small(make_work, "mlp"), tmp_path / "run"
+    expected = weights(distil(work, ignore, folder=folder))
+    monkeypatch.setattr(distil_run, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+
+    def kill(phase, done, *rest):
+        if (phase, done) == ("on-policy", 2):
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        distil(work, kill, folder=folder)
+    reports = []
+    found = distil(work, lambda *r: reports.append(r[:2]), folder=folder, resume=True)
+    assert weights(found) == expected
+    assert reports == [("on-policy", 2), ("on-policy", 3)]
+
+
+def test_without_resume_it_begins_afresh(make_work, tmp_path):
+    work, folder = small(make_work, "mlp"), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        distil(work, interrupt_at("offline", 3), folder=folder)
+    reports = []
+    distil(work, lambda *r: reports.append(r[:2]), folder=folder)
+    assert reports[0] == ("offline", 1)
+
+
+def another_teacher(work, tmp_path):
+    return work._replace(card=dataclasses.replace(work.card, weights_sha256="ab" * 32)), None
+
+
+def another_team(work, tmp_path):
+    document = changed(TEAM_FILE, "robots.robot_2.sensors", ["position", "landmarks"])
+    path = write_yaml(tmp_path / "other.yaml", document)  # of other widths
+    return work._replace(team=load_team(str(path))), None
+
+
+def another_recipe(work, tmp_path):
+    phase = dataclasses.replace(work.recipe.offline, learning_rate=0.5)
+    return work._replace(recipe=dataclasses.replace(work.recipe, offline=phase)), None
+
+
+def another_seed(work, tmp_path):
+    return work._replace(seed=1), None
+
+
+def another_buffer(work, tmp_path):
+    """Read from a file that was made with another seed."""
+    file = tmp_path / "buffer"
+    with pytest.raises(KeyboardInterrupt):
+        distil(
+            work._replace(seed=1),
+            interrupt_at("offline", 1),
+            folder=tmp_path / "elsewhere",
+            buffer_file=file,
+        )
+    return work, file
+
+
+@pytest.mark.parametrize(
+    "change", [another_teacher, another_team, another_recipe, another_seed, another_buffer]
+)
+def test_a_checkpoint_of_other_work_is_refused(make_work, tmp_path, refusal, change):
+    work, folder = small(make_work, "mlp"), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        distil(work, interrupt_at("offline", 2), folder=folder)
+    content = (folder / CHECKPOINT).read_bytes()
+    other, buffer_file = change(work, tmp_path)
+    message = refusal(distil, other, ignore, folder=folder, resume=True, buffer_file=buffer_file)
+    assert message.startswith(f"{folder / CHECKPOINT}: ")
+    assert "another recipe, seed, team, teacher or expert buffer" in message
+    assert "without --resume" in message
+    assert (folder / CHECKPOINT).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("phase", "update", "kept"),
+    [("offline", 1, 1), ("on_policy", 6, 5)],
+)
+def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
+    make_work, tmp_path, refusal, monkeypatch, phase, update, kept
+):
+    """A learning rate beyond all measure spoils the weights with one step; the next one tells."""
+    changes = {f"{phase}__learning_rate": 1.0e30}
+    work, folder = make_work(offline__updates=5, **changes), tmp_path / "run"
+    monkeypatch.setattr(distil_run, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    reports = []
+    message = refusal(distil, work, lambda *r: reports.append(r[:2]), folder=folder)
+    assert f"is not finite at update {update}; " in message
+    assert "term " in message
+    assert "kl" in message
+    assert len(reports) == kept
+    tensors, metadata = read_tensors(folder / CHECKPOINT)
+    assert json.loads(metadata["progress"])["iteration"] == kept
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    # It is what was there after the last whole iteration, and still knows how far that was.
+    with pytest.raises(KeyboardInterrupt):
+        distil(work, interrupt_at("offline", kept), folder=tmp_path / "other")
+    whole, _ = read_tensors(tmp_path / "other" / CHECKPOINT)
+    assert set(whole) == set(tensors)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in tensors.items())
+    assert refusal(distil, work, ignore, folder=folder, resume=True) == message

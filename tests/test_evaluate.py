@@ -1,12 +1,22 @@
 """Seeded episodes: the same for everyone who plays them, here or over ROS."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from helpers import TASK, TEAM_FILE, make_manifest, make_model, make_teacher, write_yaml
+from helpers import (
+    MIXED_TASK,
+    TASK,
+    TEAM_FILE,
+    make_manifest,
+    make_model,
+    make_teacher,
+    mixed_team,
+    write_yaml,
+)
 
-from kdmarl_core.bundle import BundlePolicy, load_policy, write_bundle
+from kdmarl_core.bundle import BundlePolicy, StudentEntry, load_policy, write_bundle
 from kdmarl_core.evaluate import (
     BundlePlayer,
     Episode,
@@ -17,26 +27,49 @@ from kdmarl_core.evaluate import (
     replay,
     returns,
 )
-from kdmarl_core.tasks import block_columns, make_task
+from kdmarl_core.sensors import team_sensors
+from kdmarl_core.tasks import View, block_columns, make_task
 from kdmarl_core.teacher.player import TeacherPlayer
+from kdmarl_core.team import StudentSpec, load_team
 
 TASK_MADE = make_task(TASK)
 SPEC = TASK_MADE.spec
-BLOCKS = [("position", 2), ("landmarks", 6)]
+BUNDLE_TEAM = load_team("simple_spread")
 
 
-def bundle_player(blocks=BLOCKS):
-    policies = [
-        BundlePolicy(make_manifest(blocks), make_model(make_manifest(blocks), seed))
-        for seed in range(SPEC.num_agents)
+def policies_of(team, network="mlp"):
+    """Bundles of random weights for a team."""
+    student = StudentEntry(network, 8, 0, 0, 8 if network == "gru" else 0)
+    manifests = [
+        make_manifest(
+            [(block.name, block.size) for block in robot.blocks],
+            actions=robot.agent.actions,
+            student=student,
+        )
+        for robot in team.robots
     ]
-    return BundlePlayer(policies, SPEC.agents)
+    return [
+        BundlePolicy(manifest, make_model(manifest, seed))
+        for seed, manifest in enumerate(manifests)
+    ]
+
+
+def hiding(team):
+    """The team with recurrent students to which some features are hidden."""
+    robots = [
+        dataclasses.replace(robot, random_features=(4, 6), student=StudentSpec("gru", 8))
+        for robot in team.robots
+    ]
+    return dataclasses.replace(team, robots=tuple(robots))
 
 
 PLAYERS = {
-    "random": lambda: RandomPlayer(SPEC),
+    "random": RandomPlayer,
     "teacher": lambda: TeacherPlayer(make_teacher(SPEC)[0], SPEC),
-    "bundles": bundle_player,
+    "bundles": lambda: BundlePlayer(policies_of(BUNDLE_TEAM), BUNDLE_TEAM),
+    "recurrent bundles": lambda: BundlePlayer(
+        policies_of(hiding(BUNDLE_TEAM), "gru"), hiding(BUNDLE_TEAM)
+    ),
 }
 
 
@@ -67,7 +100,7 @@ def test_an_episode_does_not_depend_on_those_before(env, make_player):
 
 
 def test_an_episode_is_what_was_played(env):
-    episodes = list(play(env, RandomPlayer(SPEC), 2, seed=0))
+    episodes = list(play(env, RandomPlayer(), 2, seed=0))
     for index, episode in enumerate(episodes):
         assert episode.seed == episode_seed(0, index)
         assert episode.steps == len(episode.actions) == SPEC.episode_steps
@@ -79,7 +112,7 @@ def test_an_episode_is_what_was_played(env):
 
 
 def test_replay_shows_every_step(env):
-    episode = next(play(env, RandomPlayer(SPEC), 1, seed=0))
+    episode = next(play(env, RandomPlayer(), 1, seed=0))
     scenes = replay(env, episode.seed, episode.actions)
     assert len(scenes) == episode.steps + 1
     assert scenes == replay(env, episode.seed, episode.actions)
@@ -96,33 +129,90 @@ def test_evaluation_is_over_the_returns():
     assert (score.episodes, score.seed) == (2, 3)
 
 
-def test_random_actions_are_uniform_and_belong_to_the_episode():
-    player = RandomPlayer(SPEC)
+def view(observations=(), masks=()):
+    return View(tuple(observations), np.zeros(0, np.float32), tuple(map(np.array, masks)))
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        [[True] * 5] * 3,
+        [[True, False, True, False, True], [False, False, False, True], [True, True]],
+    ],
+    ids=["all", "some"],
+)
+def test_random_actions_are_legal_uniform_and_belong_to_the_episode(masks):
+    player, shown = RandomPlayer(), view(masks=masks)
     player.reset(1)
-    drawn = np.array([player.act(()) for _ in range(4000)])
-    for agent, column in zip(SPEC.agents, drawn.T, strict=True):
-        share = np.bincount(column, minlength=len(agent.actions)) / len(column)
-        assert np.abs(share - 1 / len(agent.actions)).max() < 0.03
+    drawn = np.array([player.act(shown) for _ in range(4000)])
+    for mask, column in zip(masks, drawn.T, strict=True):
+        share = np.bincount(column, minlength=len(mask)) / len(column)
+        assert np.abs(share - np.array(mask) / sum(mask)).max() < 0.03
+        assert (share[~np.array(mask)] == 0).all()
     player.reset(1)
-    assert [player.act(()) for _ in range(3)] == drawn[:3].tolist()
+    assert [player.act(shown) for _ in range(3)] == drawn[:3].tolist()
     player.reset(2)
-    assert [player.act(()) for _ in range(9)] != drawn[:9].tolist()
+    assert [player.act(shown) for _ in range(9)] != drawn[:9].tolist()
+
+
+TEAM = mixed_team()
+
+
+def random_observations(rng):
+    return [rng.normal(size=a.observation_size).astype(np.float32) for a in MIXED_TASK.agents]
+
+
+EVERYTHING = [[True] * len(agent.actions) for agent in MIXED_TASK.agents]
 
 
 def test_robots_get_their_own_blocks_only():
-    player = bundle_player()
-    alone = BundlePolicy(make_manifest(BLOCKS), make_model(make_manifest(BLOCKS), 1))
-    columns = block_columns(SPEC.agents[1].blocks)
+    player, policies = BundlePlayer(policies_of(TEAM), TEAM), policies_of(TEAM)
     rng = np.random.default_rng(0)
-    for _ in range(10):
-        shown = rng.normal(size=(SPEC.num_agents, SPEC.observation_size)).astype(np.float32)
-        own = np.concatenate([shown[1, columns[name]] for name, _ in BLOCKS])
-        actions = player.act(shown)
-        assert actions[1] == alone.act(own)
-        hidden = [part for name, part in columns.items() if name not in dict(BLOCKS)]
-        for part in hidden:
-            shown[:, part] += 5.0
-        assert player.act(shown) == actions
+    seen = set()
+    for _ in range(20):
+        shown = random_observations(rng)
+        actions = player.act(view(shown, EVERYTHING))
+        for index, robot in enumerate(TEAM.robots):
+            columns = block_columns(robot.agent.blocks)
+            own = [shown[index][columns[block.name]] for block in robot.sensors]
+            assert actions[index] == policies[index].act(np.concatenate(own))
+            for name, part in columns.items():
+                if name not in {block.name for block in robot.sensors}:
+                    shown[index][part] += 5.0
+        assert player.act(view(shown, EVERYTHING)) == actions
+        seen.add(tuple(actions))
+    assert len(seen) > 1
+
+
+def test_students_take_legal_actions_only():
+    player, rng = BundlePlayer(policies_of(TEAM), TEAM), np.random.default_rng(0)
+    for _ in range(20):
+        shown = random_observations(rng)
+        free = player.act(view(shown, EVERYTHING))
+        masks = [list(mask) for mask in EVERYTHING]
+        for mask, action in zip(masks[:2], free, strict=False):
+            mask[action] = False
+        chosen = player.act(view(shown, masks))
+        assert chosen[0] != free[0]
+        assert chosen[1] != free[1]
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_students_see_and_remember_what_their_episode_allows(network):
+    """Both draws and memories begin with the episode, and are each robot's own."""
+    team = mixed_team(network, ((1, 3), None, (2, 4)))
+    player, rng = BundlePlayer(policies_of(team, network), team), np.random.default_rng(1)
+    steps = [random_observations(rng) for _ in range(6)]
+    for seed in (1, 2, 1):
+        player.reset(seed)
+        found = [player.act(view(shown, EVERYTHING)) for shown in steps]
+        expected = []
+        for policy, own, index in zip(
+            policies_of(team, network), team_sensors(team), range(3), strict=True
+        ):
+            own.begin(seed)
+            expected.append([policy.act(own.read(shown[index])) for shown in steps])
+        assert found == [list(actions) for actions in zip(*expected, strict=True)]
 
 
 # The command
@@ -151,7 +241,10 @@ def test_command_plays_the_episodes_of_the_seed(kdmarl, team, env):
     figures = json.loads(done.out)
     assert figures["retention"] is None  # there was no teacher to compare with
     policies = [load_policy(bundles / f"robot_{index}") for index in range(3)]
-    players = {"students": BundlePlayer(policies, SPEC.agents), "random": RandomPlayer(SPEC)}
+    players = {
+        "students": BundlePlayer(policies, load_team(str(path))),
+        "random": RandomPlayer(),
+    }
     for name, player in players.items():
         expected = list(play(env, player, 3, seed=9))
         assert figures["episodes"][name] == [e._asdict() for e in expected]

@@ -1,6 +1,6 @@
 """Each term of the students' objective against numbers worked out by hand.
 
-Most use two actions: logits (ln 3, 0) are the probabilities (3/4, 1/4).
+Policies are log-probabilities; most have two actions, of probabilities 3/4 and 1/4.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from helpers import OFF
-from torch.nn.functional import softmax
+from torch.nn.functional import log_softmax
 
 from kdmarl_core.distil.coordination import fit_roles
 from kdmarl_core.distil.losses import (
@@ -17,18 +17,21 @@ from kdmarl_core.distil.losses import (
     critic_free_ppo,
     entropy,
     hard_cross_entropy,
+    pair_cosines,
     policy_kl,
     relational_structure,
     role_alignment,
     soft_cross_entropy,
     total,
 )
+from kdmarl_core.distil.samples import ILLEGAL
 from kdmarl_core.teacher.returns import ppo_clip
 from kdmarl_core.teacher.teacher import mask_logits
 
 LN2, LN3 = math.log(2), math.log(3)
-TEACHER = torch.tensor([[[LN3, 0.0]]])  # one sample, one agent: (3/4, 1/4)
-UNIFORM = torch.zeros(1, 1, 2)
+TEACHER = torch.tensor([[[0.75, 0.25]]]).log()  # one sample, one agent
+UNIFORM = torch.full((1, 1, 2), 0.5).log()
+SWAPPED = TEACHER.flip(-1)
 FORWARD_KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
 REVERSE_KL = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
 
@@ -40,6 +43,11 @@ def softened_kl(temperature):
     return LN2 + p * math.log(p) + q * math.log(q)
 
 
+def random_policy(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return log_softmax(torch.randn(4, 3, 5, generator=generator), -1)
+
+
 # Kullback-Leibler
 
 
@@ -48,8 +56,8 @@ def test_kl_by_hand():
 
 
 def test_kl_is_zero_only_for_equals():
-    assert float(policy_kl(TEACHER, TEACHER + 7.0, 2.0)) == pytest.approx(0.0, abs=1e-6)
-    assert float(policy_kl(TEACHER, -TEACHER, 2.0)) > 0.1
+    assert float(policy_kl(TEACHER, TEACHER.clone(), 2.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(policy_kl(TEACHER, SWAPPED, 2.0)) > 0.1
 
 
 def test_kl_is_not_reversed():
@@ -69,9 +77,9 @@ def test_kl_carries_the_square_of_the_temperature(temperature):
 
 def test_kl_gradient_keeps_its_size_when_the_temperature_changes():
     def gradient(temperature):
-        student = torch.zeros(1, 1, 2, requires_grad=True)
-        policy_kl(TEACHER, student, temperature).backward()
-        return float(student.grad.abs().max())
+        logits = torch.zeros(1, 1, 2, requires_grad=True)
+        policy_kl(TEACHER, log_softmax(logits, -1), temperature).backward()
+        return float(logits.grad.abs().max())
 
     # For large temperatures it tends to the logits' difference / 4.
     assert gradient(50.0) == pytest.approx(LN3 / 4, rel=1e-2)
@@ -82,19 +90,17 @@ def test_kl_gradient_keeps_its_size_when_the_temperature_changes():
 
 
 def test_cross_entropy_takes_the_hard_label():
-    student = torch.tensor([[[0.0, LN3]]])  # (1/4, 3/4), the teacher would take the first
-    found = float(hard_cross_entropy(TEACHER, student))
+    found = float(hard_cross_entropy(TEACHER, SWAPPED))  # the teacher would take the first
     assert found == pytest.approx(math.log(4), abs=1e-6)
     soft = 0.75 * math.log(4) + 0.25 * math.log(4 / 3)  # negative control: eq. 8 as printed
     assert abs(found - soft) > 0.1
 
 
 def test_cross_entropy_heeds_only_the_teachers_choice():
-    student = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
-    teacher = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1))
+    student, teacher = random_policy(0), random_policy(1)
     expected = hard_cross_entropy(teacher, student)
-    assert torch.equal(hard_cross_entropy(0.01 * teacher, student), expected)
-    assert not torch.isclose(hard_cross_entropy(-teacher, student), expected)
+    assert torch.equal(hard_cross_entropy(log_softmax(0.01 * teacher, -1), student), expected)
+    assert not torch.isclose(hard_cross_entropy(log_softmax(-teacher, -1), student), expected)
 
 
 # Entropy
@@ -109,7 +115,8 @@ def test_cross_entropy_heeds_only_the_teachers_choice():
     ],
 )
 def test_entropy_by_hand(logits, expected):
-    assert float(entropy(torch.tensor([[logits]]))) == pytest.approx(expected, abs=1e-6)
+    policy = log_softmax(torch.tensor([[logits]]), -1)
+    assert float(entropy(policy)) == pytest.approx(expected, abs=1e-6)
 
 
 # PPO
@@ -128,14 +135,14 @@ def test_entropy_by_hand(logits, expected):
     ],
 )
 def test_ppo_clips_on_both_sides(ratio, advantage, expected, learns):
-    behaviour = torch.tensor([[math.log(0.4)]])
-    log_prob = (behaviour + math.log(ratio)).requires_grad_()
-    found = critic_free_ppo(log_prob, behaviour, torch.tensor([advantage]), 0.2)
+    behaviour, action = torch.tensor([[math.log(0.4)]]), torch.tensor([[1]])
+    taken = 0.4 * ratio
+    student = torch.tensor([[[1 - taken, taken]]]).log().requires_grad_()
+    found = critic_free_ppo(student, action, behaviour, torch.tensor([advantage]), 0.2)
     found.backward()
     assert found.item() == pytest.approx(expected, abs=1e-6)
-    assert bool(log_prob.grad.abs() > 0) == learns
-    if learns:
-        assert float(log_prob.grad) == pytest.approx(ratio * advantage, abs=1e-6)
+    gradient = ratio * advantage if learns else 0.0  # of the action that was taken
+    assert student.grad.flatten().tolist() == pytest.approx([0.0, gradient], abs=1e-6)
     teachers = ppo_clip(torch.tensor(ratio), torch.tensor(advantage), 0.2)
     assert float(teachers) == pytest.approx(expected, abs=1e-6)
 
@@ -144,15 +151,16 @@ def test_ppo_clips_on_both_sides(ratio, advantage, expected, learns):
 
 
 def test_terms_sum_over_agents_and_average_over_samples():
+    uniform = UNIFORM.expand(4, 3, 2)
     teacher = TEACHER.expand(4, 3, 2).clone()
-    teacher[2:] = 0.0  # two of four samples agree with the student
-    uniform = torch.zeros(4, 3, 2)
+    teacher[2:] = uniform[2:]  # two of four samples agree with the student
     kl = float(policy_kl(teacher, uniform, 1.0))
     assert kl == pytest.approx(3 * FORWARD_KL / 2, abs=1e-6)
     assert float(entropy(uniform)) == pytest.approx(3 * LN2, abs=1e-6)
     assert float(hard_cross_entropy(teacher, uniform)) == pytest.approx(3 * LN2, abs=1e-6)
-    ratio = torch.log(torch.tensor([[1.0, 0.5], [1.0, 1.5]]))
-    objective = critic_free_ppo(ratio, torch.zeros(2, 2), torch.tensor([1.0, -2.0]), 0.2)
+    behaviour = torch.log(0.5 / torch.tensor([[1.0, 0.5], [1.0, 1.5]]))  # the ratios' divisor
+    action, advantage = torch.zeros(2, 2, dtype=torch.int64), torch.tensor([1.0, -2.0])
+    objective = critic_free_ppo(uniform[:2, :2], action, behaviour, advantage, 0.2)
     assert float(objective) == pytest.approx((1.0 + 0.5 - 2.0 - 3.0) / 2, abs=1e-6)
 
 
@@ -163,10 +171,15 @@ RAW_TEACHER = torch.tensor([[[LN3, 0.0, 9.0], [LN3, 9.0, 0.0]]])
 RAW_STUDENT = torch.tensor([[[0.0, 0.0, -5.0], [0.0, 30.0, 0.0]]])
 
 
-def test_masked_actions_have_no_probability_at_all():
-    probabilities = softmax(mask_logits(RAW_STUDENT, MASK), -1)
-    assert (probabilities[~MASK] == 0).all()
-    assert probabilities[MASK].tolist() == pytest.approx([0.5] * 4)
+def masked(logits, mask=MASK):
+    """A policy whose masked actions have no probability at all."""
+    policy = log_softmax(mask_logits(logits, mask), -1)
+    assert (policy.exp()[~mask] == 0).all()
+    return policy
+
+
+def test_a_masked_policy_divides_among_what_is_left():
+    assert masked(RAW_STUDENT).exp()[MASK].tolist() == pytest.approx([0.5] * 4)
 
 
 @pytest.mark.parametrize(
@@ -175,29 +188,32 @@ def test_masked_actions_have_no_probability_at_all():
         (lambda t, s: policy_kl(t, s, 1.0), 2 * FORWARD_KL),
         (lambda t, s: policy_kl(t, s, 2.0), 2 * 4 * softened_kl(2.0)),
         (hard_cross_entropy, 2 * LN2),
+        (soft_cross_entropy, 2 * LN2),
         (lambda t, s: entropy(s), 2 * LN2),
     ],
-    ids=["kl", "kl at temperature 2", "cross-entropy", "entropy"],
+    ids=["kl", "kl at temperature 2", "cross-entropy", "soft cross-entropy", "entropy"],
 )
 def test_masked_actions_contribute_nothing(term, expected):
     student = RAW_STUDENT.clone().requires_grad_()
-    found = term(mask_logits(RAW_TEACHER, MASK), mask_logits(student, MASK))
+    found = term(masked(RAW_TEACHER), masked(student))
     found.backward()
     assert found.item() == pytest.approx(expected, abs=1e-5)
     assert (student.grad[~MASK] == 0).all()
     assert torch.isfinite(student.grad).all()
+    # As the expert buffer keeps the teacher.
+    kept = masked(RAW_TEACHER).clamp(min=ILLEGAL).half()
+    assert torch.isfinite(kept).all()
+    found = term(kept.float(), masked(student.detach()))
+    assert found.item() == pytest.approx(expected, rel=1e-3)
     # Negative control: with another mask, another number.
     wrong = MASK.roll(1, -1)
-    other = term(mask_logits(RAW_TEACHER, wrong), mask_logits(RAW_STUDENT, wrong))
+    other = term(masked(RAW_TEACHER, wrong), masked(RAW_STUDENT, wrong))
     assert not math.isclose(float(other), expected, abs_tol=1e-2)
 
 
 def test_one_action_left_gives_zeros():
     mask = torch.tensor([[[False, True, False]]])
-    teacher, student = (
-        mask_logits(torch.ones(1, 1, 3), mask),
-        mask_logits(torch.zeros(1, 1, 3), mask),
-    )
+    teacher, student = masked(torch.ones(1, 1, 3), mask), masked(torch.zeros(1, 1, 3), mask)
     terms = (policy_kl(teacher, student, 3.0), hard_cross_entropy(teacher, student))
     assert [float(term) for term in (*terms, entropy(student))] == [0.0, 0.0, 0.0]
 
@@ -209,17 +225,36 @@ EMBEDDING = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 0.0]]])
 ALIKE = torch.tensor([[[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]]]).expand(2, 2, 3)
 
 
+def test_cosines_are_those_of_each_pair_once():
+    # Directions 0, 60 and 180 degrees, of any length; pairs (1, 0), (2, 0), (2, 1).
+    embedding = torch.tensor([[2.0, 0.0], [0.5, 0.5 * math.sqrt(3)], [-7.0, 0.0]])
+    found = pair_cosines(embedding.expand(4, 2, 3, 2))
+    assert found.shape == (4, 2, 3)
+    assert found[3, 1].tolist() == pytest.approx([0.5, -1.0, -0.5], abs=1e-6)
+    assert pair_cosines(embedding[:1]).shape == (0,)  # one robot has no pair
+
+
 def test_structure_by_hand():
     # Cosines of the pair: teacher 0 and 1, student 1 and 1.
-    found = relational_structure(EMBEDDING, ALIKE)
+    found = relational_structure(pair_cosines(EMBEDDING), ALIKE)
     assert float(found) == pytest.approx((1.0 + 0.0) / 2, abs=1e-6)
-    assert float(relational_structure(EMBEDDING, 5 * EMBEDDING)) == pytest.approx(0.0, abs=1e-6)
+    found = relational_structure(pair_cosines(EMBEDDING), 5 * EMBEDDING)
+    assert float(found) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_structure_counts_each_pair_once():
-    teacher = torch.eye(3)[None]  # all cosines 0
+def test_structure_sums_over_pairs():
     student = torch.ones(1, 3, 4)  # all cosines 1
-    assert float(relational_structure(teacher, student)) == pytest.approx(3.0, abs=1e-6)
+    found = relational_structure(torch.tensor([[0.0, 0.5, -1.0]]), student)
+    assert float(found) == pytest.approx(1.0 + 0.25 + 4.0, abs=1e-6)
+
+
+def test_structure_of_students_without_any_embedding_is_finite():
+    """ReLU can leave nothing of an embedding: no direction, no NaN."""
+    student = torch.zeros(2, 2, 3, requires_grad=True)
+    found = relational_structure(pair_cosines(EMBEDDING), student)
+    found.backward()
+    assert found.item() == pytest.approx((0.0 + 1.0) / 2, abs=1e-6)
+    assert torch.isfinite(student.grad).all()
 
 
 def test_roles_by_hand():
@@ -252,8 +287,22 @@ def test_collapsed_roles_cost():
     assert float(role_alignment(scores, collapsed, 1.0)) > 1.0
 
 
+def test_a_collapsed_role_projection_would_reward_collapse():
+    """Negative control: why U_T is fitted and frozen, and what `fit_roles` must never give."""
+    embedding = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    collapsed = torch.ones(4, 8)
+    fitted = fit_roles(embedding, roles=4, seed=0)
+
+    def cost_of_indifference(projection):
+        scores = (embedding @ projection.T)[:, None]
+        return float(role_alignment(scores, torch.zeros(300, 1, 4), 1.0))
+
+    assert cost_of_indifference(collapsed) == pytest.approx(0.0, abs=1e-6)
+    assert cost_of_indifference(fitted) > 0.1
+
+
 def test_soft_cross_entropy_is_the_divergence_and_the_teachers_entropy():
-    teacher, student = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    teacher, student = random_policy(2), random_policy(3)
     found = soft_cross_entropy(teacher, student)
     expected = policy_kl(teacher, student, 1.0) + entropy(teacher)
     assert float(found) == pytest.approx(float(expected), abs=1e-5)

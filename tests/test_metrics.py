@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kdmarl_core import metrics
 from kdmarl_core.metrics import Interval, normalised_retention, percent, standard_error
 from kdmarl_core.seeding import derive_seed
 
@@ -59,6 +60,29 @@ def test_the_interval_contains_the_value_and_shrinks(counts):
     assert many.high - many.low < 0.4 * (few.high - few.low)
 
 
+def test_training_seeds_by_hand():
+    """The mean over seeds, whatever the order; one seed is no different from a plain array."""
+    teacher, random = returns(-10, -12), returns(-27, -25)
+    seeds = [returns(-14, -16), returns(-10, -12), returns(-27, -25)]
+    found = normalised_retention(seeds, teacher, random)
+    assert found.value == pytest.approx((11 / 15 + 1.0 + 0.0) / 3)
+    assert normalised_retention(seeds[::-1], teacher, random).value == pytest.approx(found.value)
+    alone = normalised_retention(seeds[:1], teacher, random)
+    assert alone.value == pytest.approx(11 / 15)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    """As they do not if each does as well as the others."""
+    teacher, random = around(-11, 300, 1), around(-26, 300, 2)
+    alike = normalised_retention([around(-14, 300, s) for s in (3, 4, 5)], teacher, random)
+    differing = [around(mean, 300, s) for mean, s in ((-11, 3), (-14, 4), (-17, 5))]
+    found = normalised_retention(differing, teacher, random)
+    assert found.value == pytest.approx(alike.value, abs=0.01)
+    # Means of three draws of 1.0, 0.8 and 0.6: standard deviation 0.2 sqrt(2/3) / sqrt(3).
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.2 * np.sqrt(2) / 3, rel=0.15)
+    assert alike.high - alike.low < 0.25 * (found.high - found.low)
+
+
 def test_pairing_takes_out_what_episodes_have_in_common():
     """Hard episodes are hard for everyone: drawn together, they hardly widen the interval."""
     hardness = around(0, 300, 9, spread=5.0)
@@ -74,8 +98,9 @@ def test_the_interval_is_the_same_each_time():
     assert normalised_retention(*players) == normalised_retention(*players)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
     """95 of 100, give or take: binomial with p = 0.95 has a standard deviation of 2.2."""
+    monkeypatch.setattr(metrics, "BOOTSTRAP_DRAWS", 400)
     hits = 0
     for trial in range(100):
         seeds = 3 * trial + np.arange(3)

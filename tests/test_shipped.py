@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdmarl_core.cli.distil import load_recipe, run_distil
+from kdmarl_core.cli.distil import run_distil
+from kdmarl_core.distil.recipe import load_recipe
 from kdmarl_core.evaluate import evaluation, play
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import from_mapping, read_yaml
@@ -28,19 +29,57 @@ def test_there_is_something():
 
 @pytest.mark.parametrize("name", team_names())
 def test_teams(name):
-    team = load_team(name)
-    load_teacher(find_teacher(team.teacher), team.task.spec)
-    for robot in team.robots:
-        assert (SHARE / "config" / "robots" / f"{robot.name}.yaml").is_file()
+    load_recipe(load_team(name).recipe)
+
+
+def test_every_team_has_its_teacher():
+    teams = [load_team(name) for name in team_names()]
+    assert {team.teacher for team in teams} <= {folder.name for folder in TEACHERS}
+    for team in teams:
+        load_teacher(find_teacher(team.teacher), team.task.spec)
+
+
+def test_every_robot_has_its_parameters():
+    flying = {robot.name for name in team_names() for robot in load_team(name).robots}
+    assert flying == {path.stem for path in ROBOTS}
+
+
+LIMITED = [name.removesuffix("_lha") for name in team_names() if name.endswith("_lha")]
+
+
+@pytest.mark.parametrize("full", LIMITED)
+def test_teams_of_limited_robots(full):
+    """The settings of the source: what is sensed is one thing, how wide students are another."""
+    senses, widths = {}, {}
+    for suffix in ("", "_lh", "_lha", "_random", "_random_a"):
+        team = load_team(full + suffix)
+        senses[suffix] = {
+            robot.name: (robot.agent, robot.sensors, robot.random_features)
+            for robot in team.robots
+        }
+        widths[suffix] = {robot.student.width for robot in team.robots}
+    assert senses["_lha"] == senses["_lh"] != senses[""]
+    assert senses["_random_a"] == senses["_random"]
+    assert {bounds for *_, bounds in senses["_random"].values()} == {(8, 10)}
+    for name, (agent, sensors, _) in senses["_lh"].items():
+        assert agent == senses[""][name][0]
+        assert set(sensors) <= set(senses[""][name][1])
+    assert widths == {
+        "": {32},
+        "_lh": {32},
+        "_lha": {16, 32},
+        "_random": {32},
+        "_random_a": {16, 32},
+    }
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_recipes(path):
-    if path.stem == "distil":
-        assert load_recipe(None) == load_recipe(str(path))
+    if path.stem.startswith("distil"):
+        assert load_recipe(path.stem) == load_recipe(str(path))
         return
     recipe = from_mapping(Recipe, read_yaml(path), str(path))
-    assert path.stem == make_task(recipe.task).spec.slug
+    assert path.stem.removesuffix("_opponent") == make_task(recipe.task).spec.slug
 
 
 @pytest.mark.parametrize("folder", TEACHERS, ids=lambda path: path.name)
@@ -64,14 +103,16 @@ def test_the_shipped_teacher_plays_as_well_as_its_card_says():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_shipped_recipe_keeps_95_percent(tmp_path):
+def test_the_shipped_recipe_keeps_95_percent(tmp_path, monkeypatch):
     """32-wide students with full observations; the whole recipe, as `make demo` runs it."""
+    monkeypatch.chdir(tmp_path)
     done = run_distil(
         "simple_spread",
         teacher=None,
-        recipe=None,
-        output=str(tmp_path / "bundles"),
+        output="bundles",
         overwrite=False,
+        resume=False,
+        buffer=None,
         episodes=500,
         threads=2,
         seed=1,

@@ -1,5 +1,7 @@
 """The team computed as one equals robots computed each for itself; padding does not exist."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,204 +10,366 @@ from helpers import (
     MIXED_TASK,
     OFF,
     make_learner,
+    make_manifest,
     mixed_team,
     opinionated,
 )
 from torch import nn
 
-from kdmarl_core.distil.expert_buffer import Samples
-from kdmarl_core.distil.learner import Recipe, decay
+from kdmarl_core.bundle import BundlePolicy, StudentEntry
 from kdmarl_core.distil.losses import Weights
+from kdmarl_core.distil.recipe import Recipe, decay
+from kdmarl_core.distil.samples import Batch, Labels
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.export import check_agreement, student_model
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import block_columns
 
-SAMPLES = 40
-TEAM = mixed_team()
+STEPS, EPISODES = 7, 12
+NETWORKS = ["mlp", "gru"]
+ROBOTS = range(MIXED_TASK.num_agents)
 EXISTS = torch.from_numpy(MIXED_TASK.action_exists)
+RECIPE = from_mapping(Recipe, DISTILLATION_RECIPE, "recipe")
 
 
-def random_samples(seed=0):
+def random_sequences(seed=0):
+    """Full observations [T, B, N, D], and where episodes begin [T, B]: not always at the start."""
     generator = torch.Generator().manual_seed(seed)
+    shape = (STEPS, EPISODES, MIXED_TASK.num_agents, MIXED_TASK.observation_size)
+    begins = torch.rand(STEPS, EPISODES, generator=generator) < 0.25
+    begins[[0, 4], 0] = True
+    begins[:, 1] = False
+    return torch.randn(shape, generator=generator), begins
+
+
+def random_batch(students, seed=0):
+    """Sequences with labels of every kind; a recurrent team remembers what was before them."""
+    generator = torch.Generator().manual_seed(seed)
+    observation, begins = random_sequences(seed)
+    state = run(students, *random_sequences(seed + 100)).state.detach()
     robots, actions = EXISTS.shape
-    observation = torch.randn(SAMPLES, robots, MIXED_TASK.observation_size, generator=generator)
-    logits = 3 * torch.randn(SAMPLES, robots, actions, generator=generator)
-    return Samples(
-        observation=observation,
-        action_mask=EXISTS.expand(SAMPLES, -1, -1),
-        action=torch.zeros(SAMPLES, robots, dtype=torch.int64),
-        behaviour=torch.full((SAMPLES, robots), -0.5),
-        advantage=torch.randn(SAMPLES, generator=generator),
-        teacher_logits=logits.masked_fill(~EXISTS, -1e9),
+
+    def noise(*shape):
+        return torch.randn(STEPS, EPISODES, *shape, generator=generator)
+
+    labels = Labels(
+        action_mask=EXISTS.expand(STEPS, EPISODES, -1, -1),
+        action=torch.zeros(STEPS, EPISODES, robots, dtype=torch.uint8),
+        behaviour=torch.full((STEPS, EPISODES, robots), -0.5),
+        begins=begins,
+        advantage=noise(),
+        teacher=torch.log_softmax(3 * noise(robots, actions).masked_fill(~EXISTS, -1e9), -1),
+        cosines=torch.tanh(noise(robots * (robots - 1) // 2)),
+        roles=noise(robots, RECIPE.roles),
     )
+    return Batch(students.restriction.inputs(observation, None), state, labels)
 
 
-@pytest.fixture
-def students():
+def run(students, observation, begins, state=None):
+    """The team's output for full observations, all actions legal."""
+    steps, episodes = begins.shape
+    state = students.initial_state(episodes) if state is None else state
+    mask = EXISTS.expand(steps, episodes, -1, -1)
+    return students(students.restriction.inputs(observation, None), mask, begins, state)
+
+
+@pytest.fixture(params=NETWORKS)
+def students(request):
     torch.manual_seed(0)
-    return opinionated(StudentTeam(TEAM))
+    return opinionated(StudentTeam(mixed_team(request.param)))
 
 
 @pytest.fixture
 def trained(students):
-    learner = make_learner(students, TEAM, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
+    learner = make_learner(students, RECIPE)
     for seed in range(6):
-        learner.update(random_samples(seed), Weights(**dict.fromkeys(OFF, 0.5)), 1e-2)
+        learner.update(random_batch(students, seed), Weights(**dict.fromkeys(OFF, 0.5)), 1e-2)
     return students
-
-
-def padding(layer):
-    """Where a stacked layer's weights and biases are only there to make robots equally wide."""
-    weight = torch.ones_like(layer.weight, dtype=torch.bool)
-    bias = torch.ones_like(layer.bias, dtype=torch.bool)
-    for robot, (rows, columns) in enumerate(zip(layer.inputs, layer.outputs, strict=True)):
-        weight[robot, :rows, :columns] = False
-        bias[robot, :, :columns] = False
-    return weight, bias
-
-
-def stacked_layers(students):
-    return [students.aligner, *students.hidden, students.head]
 
 
 def own_columns(robot):
     columns = block_columns(robot.agent.blocks)
-    return np.concatenate([np.arange(99)[columns[block.name]] for block in robot.blocks])
+    return np.concatenate([np.arange(99)[columns[block.name]] for block in robot.sensors])
+
+
+def network_of(students):
+    return "gru" if students.recurrent else "mlp"
+
+
+def robot_of(students, index):
+    return mixed_team(network_of(students)).robots[index]
+
+
+# Padding
+
+
+def own_parts(students):
+    """By layer and robot, weights and biases in their true sizes."""
+    return {
+        (name, index): getattr(students, name).of_robot(index)
+        for name in ("aligner", "hidden", "core", "head")
+        for index in ROBOTS
+    }
 
 
 def test_padding_never_learns(students, trained):
-    fresh = StudentTeam(TEAM)
-    for layer, before in zip(stacked_layers(trained), stacked_layers(fresh), strict=True):
-        for mask, name in zip(padding(layer), ("weight", "bias"), strict=True):
-            assert mask.any()
-            assert (getattr(layer, name)[mask] == 0).all()
-        real = ~padding(layer)[0]
-        assert not torch.equal(layer.weight[real], before.weight[real])  # the others did learn
+    """All that is not zero belongs to a robot, and that has learnt."""
+    torch.manual_seed(0)
+    fresh = own_parts(opinionated(StudentTeam(mixed_team(network_of(trained)))))
+    parts = own_parts(trained)
+    for key, part in parts.items():
+        for array, before in zip(part, fresh[key], strict=True):
+            # A robot of one action has nothing to choose.
+            assert np.array_equal(array, before) == (key == ("head", 2)), key
+    size = sum(parameter.numel() for parameter in trained.parameters())
+    own = sum(array.size for part in parts.values() for array in part)
+    assert own < 0.8 * size  # there is padding
+    found = sum(int((parameter != 0).sum()) for parameter in trained.parameters())
+    assert found == sum(int((array != 0).sum()) for part in parts.values() for array in part)
 
 
-class Dense(nn.Module):
+# The same, robot by robot
+
+
+class Alone(nn.Module):
     """One robot's network in its true sizes, written down plainly."""
 
     def __init__(self, robot):
         super().__init__()
-        inputs, width = sum(block.size for block in robot.blocks), robot.student.width
-        self.align = nn.Linear(inputs, width)
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        inputs, width = len(own_columns(robot)), robot.student.width
+        self.aligner, self.hidden = nn.Linear(inputs, width), nn.Linear(width, width)
+        recurrent = robot.student.network == "gru"
+        self.core = nn.GRUCell(width, width) if recurrent else nn.Linear(width, width)
         self.head = nn.Linear(width, len(robot.agent.actions))
 
-    def forward(self, x):
-        x = torch.relu(self.first(self.align(x)))
-        return self.head(torch.relu(self.second(x)))
-
-    def all(self):
-        return [self.align, self.first, self.second, self.head]
-
-
-def dense_copy(students, index, robot):
-    dense = Dense(robot)
-    for stacked, linear in zip(stacked_layers(students), dense.all(), strict=True):
-        outputs, inputs = linear.weight.shape
-        linear.weight.data = stacked.weight[index, :inputs, :outputs].detach().T.clone()
-        linear.bias.data = stacked.bias[index, 0, :outputs].detach().clone()
-    return dense
+    def forward(self, x, begins):
+        """Logits [T, B, A] of own features [T, B, D], step by step."""
+        logits, state = [], torch.zeros(x.shape[1], self.head.in_features)
+        for now, start in zip(x, begins, strict=True):
+            hidden = torch.relu(self.hidden(self.aligner(now)))
+            if isinstance(self.core, nn.GRUCell):
+                state = self.core(hidden, torch.where(start[:, None], 0.0, state))
+                logits.append(self.head(state))
+            else:
+                logits.append(self.head(torch.relu(self.core(hidden))))
+        return torch.stack(logits)
 
 
-def squares_of_real_logits(students, observation):
-    logits = students(students.restrict(observation), EXISTS.expand(SAMPLES, -1, -1)).logits
-    return (logits[:, EXISTS] ** 2).sum(), logits
+def torchs_own(alone):
+    """By layer, torch's parameters in the order and orientation of a team's."""
+    for name, layer in alone.named_children():
+        if isinstance(layer, nn.GRUCell):
+            yield name, (layer.weight_ih, layer.bias_ih, layer.weight_hh, layer.bias_hh)
+        else:
+            yield name, (layer.weight, layer.bias)
 
 
-@pytest.mark.parametrize("index", range(len(TEAM.robots)))
-def test_equals_a_dense_network_of_the_true_sizes(trained, index):
-    """Outputs and gradients alike: what trains is that network."""
-    robot, observation = TEAM.robots[index], random_samples(9).observation
-    dense = dense_copy(trained, index, robot)
-    expected = dense(observation[:, index, own_columns(robot)])
+def gradients(students):
+    """A team that has gradients where the other has weights."""
+    copied = copy.deepcopy(students)
+    for parameter, origin in zip(copied.parameters(), students.parameters(), strict=True):
+        parameter.data = origin.grad.clone()
+    return copied
+
+
+@pytest.mark.parametrize("index", ROBOTS)
+def test_equals_a_network_of_the_true_sizes(trained, index):
+    """Outputs and gradients alike, through time and resets: what trains is that network."""
+    robot = robot_of(trained, index)
+    alone = Alone(robot)
+    for name, parameters in torchs_own(alone):
+        part = getattr(trained, name).of_robot(index)
+        for parameter, array in zip(parameters, part, strict=True):
+            parameter.data = torch.from_numpy(array.T).float()
     trained.zero_grad()
-    loss, logits = squares_of_real_logits(trained, observation)
-    loss.backward()
-    (expected**2).sum().backward()
+    observation, begins = random_sequences(9)
+    begins[2, :] = False
+    # In two parts, the memory of the first handed on.
+    first = run(trained, observation[:2], begins[:2])
+    second = run(trained, observation[2:], begins[2:], first.state)
+    logits = torch.cat([first.logits, second.logits])
+    logits[..., EXISTS].square().sum().backward()
+    expected = alone(observation[:, :, index, own_columns(robot)], begins)
+    expected.square().sum().backward()
     count = len(robot.agent.actions)
-    torch.testing.assert_close(logits[:, index, :count], expected, atol=1e-5, rtol=1e-5)
-    assert (torch.softmax(logits[:, index], -1)[:, count:] == 0).all()
-    for stacked, linear in zip(stacked_layers(trained), dense.all(), strict=True):
-        outputs, inputs = linear.weight.shape
-        gradient = stacked.weight.grad[index, :inputs, :outputs].T
-        torch.testing.assert_close(gradient, linear.weight.grad, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(logits[:, :, index, :count], expected, atol=1e-5, rtol=1e-5)
+    for name, parameters in torchs_own(alone):
+        found = getattr(gradients(trained), name).of_robot(index)
+        for parameter, array in zip(parameters, found, strict=True):
+            assert (parameter.grad != 0).any()
+            own = torch.from_numpy(array.T).float()
+            torch.testing.assert_close(own, parameter.grad, atol=1e-3, rtol=1e-4)
+
+
+def test_actions_that_are_not_legal_have_no_probability(trained):
+    """Those that a robot does not have, and those that a mask takes away."""
+    observation, begins = random_sequences(2)
+    inputs = trained.restriction.inputs(observation, None)
+    mask = EXISTS.repeat(STEPS, EPISODES, 1, 1)
+    mask[3:, :, 0, 1] = False
+    output = trained(inputs, mask, begins, trained.initial_state(EPISODES))
+    probabilities = output.log_probs.exp()
+    assert (probabilities[~mask] == 0).all()
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(STEPS, EPISODES, 3))
+    for index in ROBOTS:
+        for step in (0, 5):
+            legal = mask[step, 0, index]
+            expected = torch.log_softmax(output.logits[step, :, index, legal], -1)
+            torch.testing.assert_close(output.log_probs[step, :, index, legal], expected)
+
+
+def test_memory_carries_over_from_one_call_to_the_next(trained):
+    """In two parts, the state handed on, as in one; and it matters that it is."""
+    observation, begins = random_sequences(4)
+    whole = run(trained, observation, begins).logits
+    first = run(trained, observation[:3], begins[:3])
+    second = run(trained, observation[3:], begins[3:], first.state).logits
+    torch.testing.assert_close(torch.cat([first.logits, second]), whole)
+    forgetful = run(trained, observation[3:], begins[3:]).logits
+    goes_on = ~begins[3]
+    same = torch.allclose(forgetful[0, goes_on], whole[3, goes_on], atol=1e-6)
+    assert same != trained.recurrent
+    torch.testing.assert_close(forgetful[0, ~goes_on], whole[3, ~goes_on])
+
+
+def test_an_episode_knows_nothing_of_the_one_before(trained):
+    observation, begins = random_sequences(6)
+    begins[:] = False
+    begins[4] = True
+    before = run(trained, observation, begins).logits
+    observation[:4] += 3.0
+    after = run(trained, observation, begins).logits
+    assert not torch.equal(after[:4], before[:4])
+    assert torch.equal(after[4:], before[4:])
+
+
+# Restriction
 
 
 def test_restriction_keeps_the_robots_own_columns(students):
-    observation = random_samples().observation
-    restricted = students.restrict(observation)
-    for index, robot in enumerate(TEAM.robots):
-        size = sum(block.size for block in robot.blocks)
-        own = observation[:, index, own_columns(robot)]
-        assert torch.equal(restricted[:, index, :size], own)
-        assert (restricted[:, index, size:] == 0).all()
+    observation, _ = random_sequences()
+    restricted = students.restriction.inputs(observation, None)
+    for index in ROBOTS:
+        columns = own_columns(robot_of(students, index))
+        assert torch.equal(
+            restricted[:, :, index, : len(columns)], observation[:, :, index, columns]
+        )
+        assert (restricted[:, :, index, len(columns) :] == 0).all()
 
 
-@pytest.mark.parametrize("index", range(len(TEAM.robots)))
+@pytest.mark.parametrize("index", ROBOTS)
 def test_only_sensed_blocks_matter(trained, index):
-    robot, observation = TEAM.robots[index], random_samples().observation
-    mask = EXISTS.expand(SAMPLES, -1, -1)
-    before = trained.policy(observation, mask)
-    sensed = {block.name for block in robot.blocks}
+    robot, (observation, begins) = robot_of(trained, index), random_sequences()
+    before = run(trained, observation, begins).logits
+    sensed = {block.name for block in robot.sensors}
     for name, part in block_columns(robot.agent.blocks).items():
         disturbed = observation.clone()
-        disturbed[:, index, part] += 10.0
-        after = trained.policy(disturbed, mask)
-        same = torch.equal(after[:, index], before[:, index])
+        disturbed[:, :, index, part] += 10.0
+        after = run(trained, disturbed, begins).logits
+        same = torch.equal(after[:, :, index], before[:, :, index])
         assert same == (name not in sensed)
-        others = [i for i in range(len(TEAM.robots)) if i != index]
-        assert torch.equal(after[:, others], before[:, others])
+        others = [i for i in ROBOTS if i != index]
+        assert torch.equal(after[:, :, others], before[:, :, others])
 
 
-@pytest.mark.parametrize("index", range(len(TEAM.robots)))
-def test_what_is_deployed_equals_what_was_trained(trained, index):
-    """The aligner is folded away, padding is cut off, and nothing else changes."""
-    robot, observation = TEAM.robots[index], random_samples(5).observation
+# Deployment
+
+
+@pytest.mark.parametrize("index", ROBOTS)
+def test_what_is_deployed_has_no_padding_and_no_aligner(trained, index):
+    robot = robot_of(trained, index)
     layers = trained.layers(index)
-    width, actions = robot.student.width, len(robot.agent.actions)
-    inputs = sum(block.size for block in robot.blocks)
-    sizes = [(inputs, width), (width, width), (width, actions)]
-    assert [weight.shape for weight, _ in layers] == sizes
-    x = observation[:, index, own_columns(robot)].numpy()
-    for weight, bias in layers[:-1]:
-        x = np.maximum(x @ weight + bias, 0)
-    x = x @ layers[-1][0] + layers[-1][1]
-    expected = trained.policy(observation, EXISTS.expand(SAMPLES, -1, -1))
-    np.testing.assert_allclose(x, expected[:, index, :actions].numpy(), atol=1e-4, rtol=1e-4)
+    width, inputs = robot.student.width, len(own_columns(robot))
+    core = (
+        [(width, 3 * width), (3 * width,)] * 2 if trained.recurrent else [(width, width), (width,)]
+    )
+    actions = len(robot.agent.actions)
+    sizes = [[(inputs, width), (width,)], core, [(width, actions), (actions,)]]
+    assert [[array.shape for array in layer] for layer in layers] == sizes
+    assert {array.dtype for layer in layers for array in layer} == {np.dtype(np.float32)}
 
 
-def test_one_robots_width_does_not_disturb_another():
-    """The same draws, another neighbour: a robot's gradient comes from its own samples only."""
-    torch.manual_seed(1)
-    students = StudentTeam(TEAM)
-    observation = random_samples().observation
-    logits = students(students.restrict(observation), EXISTS.expand(SAMPLES, -1, -1)).logits
-    logits[:, 0, :2].sum().backward()
-    for layer in stacked_layers(students):
-        assert (layer.weight.grad[0] != 0).any() or layer is students.aligner
-        assert (layer.weight.grad[1:] == 0).all()
+def deployed(students, index):
+    """One robot's policy as a robot runs it."""
+    robot = robot_of(students, index)
+    width = robot.student.width
+    manifest = make_manifest(
+        blocks=[(block.name, block.size) for block in robot.blocks],
+        actions=robot.agent.actions,
+        student=StudentEntry(
+            network_of(students), width, 0, 0, width if students.recurrent else 0
+        ),
+    )
+    return BundlePolicy(manifest, student_model(students.layers(index)))
+
+
+@pytest.mark.parametrize("index", ROBOTS)
+def test_what_is_deployed_equals_what_was_trained(trained, index):
+    """ONNX Runtime, one step after the other, reset where an episode begins."""
+    robot, policy = robot_of(trained, index), deployed(trained, index)
+    observation, begins = random_sequences(5)
+    begins[0] = True
+    own = observation[:, :, index, own_columns(robot)].numpy()
+    expected = run(trained, observation, begins).logits[:, :, index, : len(robot.agent.actions)]
+    expected = expected.detach().numpy()
+    found = np.empty_like(expected)
+    for episode in range(EPISODES):
+        for step in range(STEPS):
+            if begins[step, episode]:
+                policy.reset()
+            found[step, episode] = policy.logits(own[step, episode])
+    assert check_agreement(robot.name, found, expected) < 1e-4
+    # Negative control: a robot that is not reset goes wrong, if it remembers anything.
+    policy.reset()
+    unreset = np.stack([policy.logits(now) for now in own[:, 0]])
+    late = int(begins[1:, 0].nonzero()[0, 0]) + 1
+    assert np.allclose(unreset[:late], expected[:late, 0], atol=1e-4)
+    assert np.allclose(unreset[late], expected[late, 0], atol=1e-4) != trained.recurrent
+
+
+# Learning
+
+
+def test_one_robots_width_does_not_disturb_another(students):
+    """A robot's gradient comes from its own samples only."""
+    observation, begins = random_sequences()
+    run(students, observation, begins).logits[:, :, 0, :2].sum().backward()
+    for name, parameter in students.named_parameters():
+        assert (parameter.grad[0] != 0).any(), name
+        assert (parameter.grad[1:] == 0).all(), name
 
 
 @pytest.mark.parametrize("praise", [1.0, -1.0])
 def test_praised_actions_become_likelier(students, praise):
     """PPO with the teacher's advantage alone, from the policy that acted."""
-    learner = make_learner(students, TEAM, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
-    samples = random_samples()
+    learner, batch = make_learner(students, RECIPE), random_batch(students)
 
     def probability():
-        logits = students.policy(samples.observation, samples.action_mask)
-        return torch.log_softmax(logits, -1).gather(-1, samples.action[..., None]).squeeze(-1)
+        labels = batch.labels
+        output = students(batch.inputs, labels.action_mask, labels.begins, batch.state)
+        return output.log_probs[..., 0].detach()  # of the action that was taken
 
     before = probability()
-    samples = samples._replace(behaviour=before, advantage=torch.full((SAMPLES,), praise))
+    advantage = torch.full_like(batch.labels.advantage, praise)
+    judged = batch._replace(labels=batch.labels._replace(behaviour=before, advantage=advantage))
     for _ in range(3):
-        learner.update(samples, Weights(**OFF | {"ppo": 1.0}), 1e-3)
-    change = (probability() - before).mean(0)
+        learner.update(judged, Weights(**OFF | {"ppo": 1.0}), 1e-3)
+    change = (probability() - before).mean((0, 1))
     assert (praise * change[:2] > 0).all()
     assert change[2] == 0  # it has one action only
+
+
+def test_terms_without_weight_are_not_computed_and_others_reach_the_students(students):
+    """Each term alone moves the students, but the divergences of a lone action cannot."""
+    for name in OFF:
+        learner = make_learner(students, RECIPE)
+        before = students.hidden.weight.detach().clone()
+        terms = learner.update(random_batch(students), Weights(**OFF | {name: 1.0}), 1e-3)
+        assert [key for key, term in terms._asdict().items() if term != 0] == [name]
+        moved = students.hidden.weight.detach() != before
+        assert moved[:2].any(), name
+        if name not in ("structure", "role"):
+            assert not moved[2].any(), name  # it has one action only
 
 
 @pytest.mark.parametrize(("done", "expected"), [(0, 0.1), (5, 0.05), (9, 0.01)])
@@ -213,12 +377,31 @@ def test_learning_rates_decay_linearly(done, expected):
     assert decay(0.1, done, 10) == pytest.approx(expected)
 
 
-def test_a_loss_that_is_not_finite_is_refused_before_it_does_harm(students, refusal):
-    learner = make_learner(students, TEAM, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("term", "damage"),
+    [
+        ("kl and soft_cross_entropy", {"teacher": NAN}),
+        ("structure", {"cosines": NAN}),
+        ("role", {"roles": NAN}),
+        ("ppo", {"advantage": NAN}),
+        ("the gradient", {"behaviour": -200.0, "advantage": 1.0}),  # 0 x infinity
+    ],
+)
+def test_a_loss_that_is_not_finite_is_refused_before_it_does_harm(students, refusal, term, damage):
+    learner, batch = make_learner(students, RECIPE), random_batch(students)
+    weights = Weights(**dict.fromkeys(OFF, 0.5))
+    for _ in range(2):
+        learner.update(batch, weights, 1e-3)
     before = {name: value.clone() for name, value in students.state_dict().items()}
-    samples = random_samples()
-    broken = samples._replace(teacher_logits=torch.full_like(samples.teacher_logits, float("nan")))
-    message = refusal(learner.update, broken, Weights(**OFF | {"kl": 1.0}), 1e-2)
-    assert "kl" in message
+    filled = {
+        name: torch.full_like(getattr(batch.labels, name), value) for name, value in damage.items()
+    }
+    broken = batch._replace(labels=batch.labels._replace(**filled))
+    message = refusal(learner.update, broken, weights, 1e-2)
+    assert f"{term} is not finite at update 2; lower the learning rate" in message
     for name, value in students.state_dict().items():
         assert torch.equal(value, before[name])
+    learner.update(batch, weights, 1e-3)  # nothing was lost

@@ -1,8 +1,8 @@
 """The terms of the student's objective, each a pure function (Algorithm 1, lines 9-10 and 14).
 
-Shapes: `B` samples, `N` agents, `A` actions. Policies are given as log-probabilities [B, N, A]. Those
-of actions that are not legal are very negative, not minus infinity, so that a probability of zero
-contributes zero and never a NaN.
+Shapes: `B` samples, `N` agents, `A` actions. Policies are given as log-probabilities [B, N, A].
+Those of actions that are not legal are very negative, not minus infinity, so that a probability of
+zero contributes zero and never a NaN.
 
 Deviations from the paper, settled in its favour: eq. 8 as printed is the KL plus a constant, so
 the cross-entropy takes the teacher's most probable action, as the text and Table III ("hard

@@ -86,6 +86,9 @@ def load_recipe(
     folder = share_folder() / "config" / "training"
     is_file = name_or_path.endswith((".yaml", ".yml"))
     path = Path(name_or_path) if is_file else folder / f"{name_or_path}.yaml"
+    if not is_file and not path.is_file():
+        shipped = [file.stem for file in folder.glob("distil*.yaml")]
+        raise unknown("recipe", name_or_path, shipped)
     for term in without:
         if term not in Terms._fields:
             raise unknown("term", term, Terms._fields)

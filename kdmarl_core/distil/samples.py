@@ -16,7 +16,6 @@ from kdmarl_core.teacher.returns import gae
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, mask_logits
 
-
 # Log-probability of what is not legal: in half precision, too, it is finite, and its power zero.
 ILLEGAL = -6e4
 

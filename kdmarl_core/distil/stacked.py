@@ -5,8 +5,8 @@ A padded unit starts at zero, what follows it (ReLU, or a GRU's update) keeps it
 are all gradients from and to it: padding never learns and never acts, and `of_robot` cuts it off
 again.
 
-Features come before samples, [N, features, B]: every product, activation and softmax over them then
-runs along contiguous memory, which makes an update several times faster than [B, N, features].
+Features come before samples, [N, features, B]: every product, activation and softmax over them
+then runs along contiguous memory, and updates are several times faster than with [B, N, features].
 
 Shapes: `N` robots, `B` samples, `W` widest student.
 """

@@ -54,15 +54,16 @@ def load_checkpoint(
     """Restore weights and optimiser in place.
 
     Raises:
-        UserError: the file is missing, cut short, or belongs to another recipe or seed.
+        UserError: the file is missing, cut short, or belongs to other work.
     """
     tensors, metadata = read_tensors(path)
     record = parse_json(metadata.get("progress", "{}"), path)
     progress = from_mapping(Progress, record, str(path))
     if (progress.recipe_sha256, progress.seed) != (recipe_sha256, seed):
         raise UserError(
-            f"{path}: was made with another recipe or seed (seed {progress.seed}, now {seed}); "
-            "resume with the same ones, or start afresh with --overwrite"
+            f"{path}: was made with another recipe, seed, team, teacher or expert buffer (seed "
+            f"{progress.seed}, now {seed}); resume with the same ones, or start afresh without "
+            "--resume"
         )
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     load_into(module, own, path)

@@ -166,8 +166,7 @@ def read_tensors(
         UserError: it is missing, cut short, or not the file that was hashed.
     """
     try:
-        content = path.read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise UserError(f"{path}: SHA-256 is not the card's {sha256[:12]}...; copy it again")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

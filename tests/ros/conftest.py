@@ -8,18 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-import yaml
+from helpers import make_teacher, opinionated, write_yaml
 
 from kdmarl_core.bundle import load_policy
+from kdmarl_core.distil.recipe import load_recipe
 from kdmarl_core.distil.run import Work, export, write_team
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.files import executable_prefix
-from kdmarl_core.metrics import Evaluation
-from kdmarl_core.teacher.teacher import Architecture, TeacherCard
 from kdmarl_core.team import Team, load_team
 
 _domains = itertools.count(1 + os.getpid() % 50)
@@ -47,41 +45,29 @@ def own_domain(patch: pytest.MonkeyPatch, folder: Path) -> int:
     return number
 
 
-def make_bundles(team: Team, folder: Path) -> Path:
-    """One bundle per robot of a team, of untrained students with decided opinions."""
-    torch.manual_seed(0)
-    spec = team.task.spec
-    students = StudentTeam(team)
-    with torch.no_grad():
-        students.head.weight *= 100  # so that actions differ
-    card = TeacherCard(
-        task=spec.name,
-        architecture=Architecture(8, 1),
-        reward_scale=1.0,
-        gamma=0.9,
-        gae_lambda=0.9,
-        observation_sizes=tuple(agent.observation_size for agent in spec.agents),
-        num_actions=spec.num_actions,
-        state_size=spec.state_size,
-        weights_sha256="0" * 64,
-        command="",
-        env_steps=0,
-        seed=0,
-        training_seconds=0.0,
-        evaluation=Evaluation(0.0, 0.0, 1, 0),
-    )
-    write_team(export(Work(team, None, card, None, 0), students), None, folder, overwrite=False)
-    return folder
+@pytest.fixture(scope="session")
+def write_bundles(tmp_path_factory):
+    """Makes a folder with one bundle per robot of a team."""
+
+    def write(team: Team) -> Path:
+        torch.manual_seed(0)
+        students = opinionated(StudentTeam(team))
+        work = Work(team, *make_teacher(team.task.spec), load_recipe(team.recipe), seed=0)
+        folder = tmp_path_factory.mktemp("team") / "bundles"
+        write_team(export(work, students), None, folder, overwrite=False)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory) -> Path:
-    """Bundles of the team simple_spread."""
-    return make_bundles(load_team("simple_spread"), tmp_path_factory.mktemp("team") / "bundles")
+def bundles(write_bundles) -> Path:
+    """One bundle per robot of the team simple_spread."""
+    return write_bundles(load_team("simple_spread"))
 
 
 @pytest.fixture(scope="session")
-def battle(tmp_path_factory) -> SimpleNamespace:
+def battle(write_bundles, tmp_path_factory) -> SimpleNamespace:
     """A team of SMAX with memory, each robot with other random sensors in every episode."""
     folder = tmp_path_factory.mktemp("battle")
     robot = {
@@ -92,10 +78,9 @@ def battle(tmp_path_factory) -> SimpleNamespace:
     }
     robots = {f"robot_{i}": {"agent": f"ally_{i}"} | robot for i in range(3)}
     document = {"task": "smax/3m", "teacher": "nobody", "robots": robots}
-    path = folder / "battle.yaml"
-    path.write_text(yaml.safe_dump(document))
+    path = write_yaml(folder / "battle.yaml", document)
     team = load_team(str(path))
-    return SimpleNamespace(path=path, team=team, bundles=make_bundles(team, folder / "bundles"))
+    return SimpleNamespace(path=path, team=team, bundles=write_bundles(team))
 
 
 @pytest.fixture
@@ -127,7 +112,7 @@ def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]
     """Starts node executables with ROS arguments; ends them when the block ends."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(executable: str, *ros_arguments: str, **popen: Any) -> subprocess.Popen[str]:
+    def start(executable: str, *ros_arguments: str) -> subprocess.Popen[str]:
         program = executable_prefix() / "lib" / "kdmarl_ros" / executable
         with (folder / f"{len(children)}.err").open("w") as log:
             child = subprocess.Popen(
@@ -136,7 +121,6 @@ def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 text=True,
-                **popen,
             )
         child.log = Path(log.name)
         children.append(child)

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import write_yaml
 
 from kdmarl_core.bundle import load_policy
 from kdmarl_core.evaluate import BundlePlayer, play
-from kdmarl_core.team import load_team
+from kdmarl_core.team import load_bundles, load_team
 from kdmarl_ros import results
 
 pytestmark = pytest.mark.ros
 
 
-def flown_episodes(folder: Path) -> list[results.EpisodeResult]:
-    return results.read(folder / "runs" / "swarm" / "simple_spread" / "episodes.jsonl")
+def flown_episodes(folder: Path, team: str = "simple_spread") -> list[results.EpisodeResult]:
+    return results.read(folder / "runs" / "swarm" / team / "episodes.jsonl")
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
@@ -34,16 +35,27 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_offline_and_over_ros_are_equal(domain, bundles, policies, kdmarl, tmp_path):
+PLAIN = {"base": "simple_spread"}
+# Robots that remember, and to which other features are hidden in every episode.
+RECURRENT = {
+    "base": "simple_spread",
+    "defaults": {"random_features": [4, 6], "student": {"network": "gru", "width": 16}},
+}
+
+
+@pytest.mark.parametrize("document", [PLAIN, RECURRENT], ids=["plain", "recurrent"])
+def test_offline_and_over_ros_are_equal(domain, write_bundles, kdmarl, tmp_path, document):
+    path = write_yaml(tmp_path / "trio.yaml", document)
+    team = load_team(str(path))
+    bundles = write_bundles(team)
     ended = kdmarl(
-        "swarm", "--team", "simple_spread", "--bundles", str(bundles), "--episodes", "4",
+        "swarm", "--team", str(path), "--bundles", str(bundles), "--episodes", "4",
         "--seed", "7", "--json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    team = load_team("simple_spread")
-    player = BundlePlayer(policies, team)
+    player = BundlePlayer(load_bundles(team, bundles), team)
     offline = list(play(team.task.make_reference(), player, episodes=4, seed=7))
-    over_ros = flown_episodes(tmp_path)
+    over_ros = flown_episodes(tmp_path, "trio")
     assert len(over_ros) == 4
     for ours, theirs in zip(over_ros, offline, strict=True):
         assert ours.seed == theirs.seed

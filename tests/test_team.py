@@ -1,0 +1,131 @@
+"""Team files: what robots share, what one changes, and what of it is said twice."""
+
+import pytest
+from helpers import TASK, TEAM_FILE, changed, write_yaml
+
+from kdmarl_core.tasks import live_columns
+from kdmarl_core.team import StudentSpec, load_team
+
+SPREAD = load_team("simple_spread")
+ALL = tuple(block.name for block in SPREAD.robots[0].sensors)
+
+
+def names(robot):
+    return tuple(block.name for block in robot.sensors)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a team from a document, on a base if one is given."""
+
+    def make(document, base=None):
+        if base is not None:
+            path = write_yaml(tmp_path / "base.yaml", base)
+            document = {"base": str(path), **document}
+        return load_team(str(write_yaml(tmp_path / "team.yaml", document)))
+
+    return make
+
+
+def test_a_robot_changes_what_it_names_and_keeps_the_rest(load):
+    team = load({"robots": {"robot_1": {"student": {"width": 5}}}}, TEAM_FILE)
+    assert (team.name, team.teacher, team.recipe) == ("team", TEAM_FILE["teacher"], "distil")
+    plain = load(TEAM_FILE)
+    assert [robot.student.width for robot in team.robots] == [8, 5, 8]
+    assert team.robots[0] == plain.robots[0]
+    assert team.robots[2] == plain.robots[2]
+    changed_robot, before = team.robots[1], plain.robots[1]
+    assert changed_robot.student == StudentSpec("mlp", 5)
+    assert changed_robot.sensors == before.sensors
+    assert changed_robot.safe_action == before.safe_action
+
+
+def test_lists_are_replaced_not_joined(load):
+    team = load({"robots": {"robot_1": {"sensors": ["position"]}}}, TEAM_FILE)
+    assert [names(robot) for robot in team.robots] == [ALL, ("position",), ALL]
+
+
+def test_keys_of_the_team_can_be_changed_too(load):
+    team = load({"teacher": "another", "recipe": "quick"}, TEAM_FILE)
+    assert (team.teacher, team.recipe) == ("another", "quick")
+    assert team.robots == load(TEAM_FILE).robots
+
+
+def test_robots_may_have_a_shipped_base(load):
+    team = load({"base": "simple_spread", "robots": {"robot_2": {"student": {"width": 16}}}})
+    assert team.robots[:2] == SPREAD.robots[:2]
+    assert team.robots[2].student.width == 16
+
+
+def test_bases_have_bases(load, tmp_path):
+    """Three files deep; the nearest wins."""
+    write_yaml(tmp_path / "first.yaml", TEAM_FILE)
+    middle = {
+        "base": str(tmp_path / "first.yaml"),
+        "robots": {"robot_0": {"student": {"width": 20}}, "robot_1": {"student": {"width": 21}}},
+    }
+    team = load({"robots": {"robot_1": {"student": {"width": 31}}}}, middle)
+    assert [robot.student.width for robot in team.robots] == [20, 31, 8]
+
+
+def test_defaults_are_what_robots_share(load):
+    document = {
+        "task": TASK,
+        "teacher": "nobody",
+        "defaults": {
+            "sensors": ["position", "landmarks"],
+            "safe_action": "stay",
+            "student": {"network": "gru", "width": 12},
+        },
+        "robots": {
+            "robot_0": {"agent": "agent_0"},
+            "robot_1": {"agent": "agent_1", "safe_action": "up", "student": {"width": 9}},
+            "robot_2": {"agent": "agent_2", "sensors": ["velocity"]},
+        },
+    }
+    team = load(document)
+    assert [robot.safe_action for robot in team.robots] == ["stay", "up", "stay"]
+    assert [robot.student.width for robot in team.robots] == [12, 9, 12]
+    assert {robot.student.network for robot in team.robots} == {"gru"}
+    shared = ("position", "landmarks")
+    assert [names(robot) for robot in team.robots] == [shared, shared, ("velocity",)]
+    # Laid over a base, defaults change all robots that do not say otherwise themselves.
+    over = load({"defaults": {"student": {"width": 40}}}, document)
+    assert [robot.student.width for robot in over.robots] == [40, 9, 40]
+
+
+def test_features_hidden_at_random(load):
+    """As many as are said; `null` shows all again."""
+    hiding = changed(TEAM_FILE, "defaults", {"random_features": [3, 4]})
+    team = load(hiding)
+    assert [robot.random_features for robot in team.robots] == [(3, 4)] * 3
+    assert [block.name for block in team.robots[0].blocks] == [*ALL, "visible"]
+    assert team.robots[0].blocks[-1].size == len(live_columns(team.robots[0].sensors)) == 14
+    one_sees = load({"robots": {"robot_1": {"random_features": None}}}, hiding)
+    assert [robot.random_features for robot in one_sees.robots] == [(3, 4), None, (3, 4)]
+    assert one_sees.robots[1] == load(TEAM_FILE).robots[1]
+
+
+def test_the_order_is_that_of_the_tasks_agents(load):
+    robots = dict(reversed(TEAM_FILE["robots"].items()))
+    assert load({**TEAM_FILE, "robots": robots}).robots == load(TEAM_FILE).robots
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("student.width", 9),
+        ("student.network", "gru"),
+        ("sensors", ["position", "landmarks", "others"]),
+        ("random_features", [3, 4]),
+    ],
+)
+def test_a_teams_record_changes_with_what_its_students_can_learn(load, path, value):
+    """And not with what they cannot: the safe action, the file's name."""
+    document = changed(TEAM_FILE, f"robots.robot_1.{path}", value)
+    if path == "student.network":
+        for robot in ("robot_0", "robot_2"):
+            document = changed(document, f"robots.{robot}.{path}", value)
+    assert load(document).record() != load(TEAM_FILE).record()
+    safe = changed(TEAM_FILE, "robots.robot_1.safe_action", "up")
+    assert load(safe).record() == load(TEAM_FILE).record()
