@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from kdmarl_core.bundle import MANIFEST, BundlePolicy, load_policy
+from kdmarl_core.bundle import MANIFEST, NO_TRUST, BundlePolicy, Trust, load_policy
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
@@ -219,12 +220,29 @@ def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
     return Robot(name, agent, sensors, entry.safe_action, entry.student, bounds)
 
 
-def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:
+def load_bundles(
+    team: Team, folder: Path, trust: Mapping[str, Trust] = MappingProxyType({})
+) -> list[BundlePolicy]:
     """The policies of a team's robots, in their order, each checked against the team.
 
+    Args:
+        team: whose robots.
+        folder: with one bundle per robot.
+        trust: what is asked of a robot's bundle beyond its hash; nothing of those not named.
+
     Raises:
-        UserError: a bundle is missing, damaged, or was made for another robot, task or sensors.
+        UserError: a bundle is missing, damaged, not vouched for as it must be, or was made for
+            another robot, task or sensors.
     """
+    refuse_missing_bundles(team, folder)
+    return [
+        _load_bundle(robot, team, folder / robot.name, trust.get(robot.name, NO_TRUST))
+        for robot in team.robots
+    ]
+
+
+def refuse_missing_bundles(team: Team, folder: Path) -> None:
+    """Raise a `UserError` if a robot of a team has no bundle in a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'kdmarl distil --team {team.name}' first")
     present = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
@@ -234,11 +252,10 @@ def load_bundles(team: Team, folder: Path) -> list[BundlePolicy]:
                 f"{folder}: no bundle for robot '{robot.name}'; "
                 f"{did_you_mean(robot.name, present)} Otherwise distil {team.name} again"
             )
-    return [_load_bundle(robot, team, folder / robot.name) for robot in team.robots]
 
 
-def _load_bundle(robot: Robot, team: Team, folder: Path) -> BundlePolicy:
-    policy = load_policy(folder)
+def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> BundlePolicy:
+    policy = load_policy(folder, trust, robot.name)
     manifest = policy.manifest
     pairs = {
         "task": (manifest.task, team.task.spec.name),

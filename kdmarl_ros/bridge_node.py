@@ -1,161 +1,191 @@
-"""A simulated task as topics: sensor blocks out, actions in, in lock-step.
+"""A simulated task as topics: sensor blocks out, actions in.
 
-Each step is published, answered by every robot, and applied. What is not answered is repeated, so
-that a robot that joins or comes back finds the step that the team waits for; after the deadline
-its safe action is used and the miss is counted. Episodes are appended to a results file when they
-end, and a bridge that is started again goes on behind the last one.
+In lock-step each step is published, answered by every robot, and applied. What is not answered is
+repeated, so that a robot that joins or comes back finds the step that the team waits for; after
+the deadline its safe action is used and the miss is counted. In real time the task is stepped at
+its rate, whoever has answered, with each robot's newest action.
+
+Episodes are appended to a results file when they end, and a bridge that is started again goes on
+behind the last one.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from array import array
 from pathlib import Path
 
-from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock as RosClock
+from rclpy.clock_type import ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.publisher import Publisher
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import MarkerArray
 
 from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import episode_seed
-from kdmarl_core.sensors import RobotSensors, team_sensors
-from kdmarl_core.tasks.task import Floats
-from kdmarl_core.team import Robot, load_team
-from kdmarl_ros import qos, results, topics
-from kdmarl_ros.markers import scene_markers
-from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
-from kdmarl_ros.parameters import BridgeParameters, declare
-from kdmarl_ros.spin import Stop
+from kdmarl_core.sensors import team_sensors
+from kdmarl_core.tasks import View
+from kdmarl_core.team import load_team
+from kdmarl_ros import oversight, peers, qos, results, topics
+from kdmarl_ros.disturbance import Disturbance, DisturbanceSettings
+from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
+from kdmarl_ros.msg import AgentAction, StepResult
+from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
+from kdmarl_ros.robot_link import NO_EVENTS, RobotLink
+from kdmarl_ros.security import refuse_open_middleware
+from kdmarl_ros.spin import IDLE_WAKE_S, MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
 REPEAT_AFTER_S = 0.1
-IDLE_WAKE_S = 0.1
-
-# Every event handler costs time in each wait. Nothing that a robot offers is refused here, and a
-# subscriber that asks for more than is offered is warned by its own side.
-_NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
-_NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
-
-
-class _RobotLink:
-    """One robot's topics as the simulator sees them."""
-
-    def __init__(self, node: Node, robot: Robot, sensors: RobotSensors) -> None:
-        self.robot, self.sensors = robot, sensors
-        self._node = node
-        self._safe_index = robot.agent.actions.index(robot.safe_action)
-        self.answer: AgentAction | None = None
-        self.answered_s = 0.0
-        self._awaited = (-1, -1)
-        self._blocks: list[tuple[Publisher[FeatureBlock], FeatureBlock, slice]] = []
-        for block in robot.blocks:
-            name = topics.of_robot(robot.name, topics.sensor(block.name))
-            publisher = node.create_publisher(
-                FeatureBlock, name, qos.sensor("reliable"), event_callbacks=_NO_EVENTS
-            )
-            self._blocks.append((publisher, FeatureBlock(), sensors.parts[block.name]))
-        name = topics.of_robot(robot.name, topics.ACTION)
-        self._subscription = node.create_subscription(
-            AgentAction, name, self._on_action, qos.ACTION, event_callbacks=_NO_SUBSCRIPTION_EVENTS
-        )
-
-    def present(self) -> bool:
-        """Whether the robot listens to all its blocks and its actions can be heard."""
-        hears = all(publisher.get_subscription_count() for publisher, _, _ in self._blocks)
-        return hears and self._node.count_publishers(self._subscription.topic_name) > 0
-
-    def show(self, observation: Floats, episode: int, step: int, stamp: Time) -> None:
-        """Publish the robot's blocks of a new step."""
-        self._awaited, self.answer = (episode, step), None
-        header_stamp = stamp.to_msg()
-        sensed = self.sensors.read(observation)
-        for _, message, part in self._blocks:
-            message.header.stamp = header_stamp
-            message.episode, message.step = episode, step
-            message.data = array("f", sensed[part].tobytes())
-        self.repeat()
-
-    def repeat(self) -> None:
-        """Publish the present blocks, again."""
-        for publisher, message, _ in self._blocks:
-            publisher.publish(message)
-
-    def action(self) -> int:
-        """The action to apply: the answer, or the safe action where there is none."""
-        return self._safe_index if self.answer is None else self.answer.action
-
-    def _on_action(self, message: AgentAction) -> None:
-        stamp = (message.episode, message.step)
-        known = 0 <= message.action < len(self.robot.agent.actions)
-        if self.answer is None and stamp == self._awaited and known:
-            self.answer = message
-            self.answered_s = time.perf_counter()
+DIAGNOSTICS_PERIOD_S = 1.0
+RECORDER_WAIT_S = 5.0
+STATUS_COLOURS = {
+    AgentAction.STATUS_POLICY: POLICY,
+    AgentAction.STATUS_SAFE: SAFE,
+    AgentAction.STATUS_OVERRIDE: OVERRIDDEN,
+}
+DRAW_EVERY_S = 1 / 30  # at most: a picture costs as much as a step, and nobody sees more
 
 
 class BridgeNode(Node):
     """`bridge_node`: see the module's docstring; parameters in `BridgeParameters`."""
 
     def __init__(self) -> None:
+        self._callback_group = MessagesFirst()  # before rclpy makes the node's services
         super().__init__(topics.BRIDGE_NODE)
         self._given = declare(self, BridgeParameters)
+        refuse_undeclared(self)
+        refuse_open_middleware(
+            self._given.security,
+            self._given.allow_unsecured_middleware,
+            self.get_fully_qualified_name(),
+        )
+        if self._given.sensor_loss and self._given.mode != "real_time":
+            raise UserError(
+                f"{self.get_fully_qualified_name()}: parameter sensor_loss: "
+                f"{self._given.sensor_loss:g} in lock-step, which repeats what got lost; set "
+                "mode:=real_time, or no loss"
+            )
+        self._path = Path(self._given.results)
         self._team = load_team(self._given.team)
         self._env = self._team.task.make_reference()
-        self._links = [
-            _RobotLink(self, robot, sensors)
-            for robot, sensors in zip(self._team.robots, team_sensors(self._team), strict=True)
-        ]
+        self._links = self._make_links()
         self._step_result = self.create_publisher(
-            StepResult, topics.STEP, qos.STEP_RESULT, event_callbacks=_NO_EVENTS
+            StepResult, topics.STEP, qos.STEP_RESULT, event_callbacks=NO_EVENTS
         )
         self._clock_topic = self.create_publisher(
-            Clock, topics.CLOCK, qos.CLOCK, event_callbacks=_NO_EVENTS
+            Clock, topics.CLOCK, qos.CLOCK, event_callbacks=NO_EVENTS
         )
         self._markers = self.create_publisher(
-            MarkerArray, topics.MARKERS, qos.MARKERS, event_callbacks=_NO_EVENTS
+            MarkerArray, topics.MARKERS, qos.LATCHED, event_callbacks=NO_EVENTS
         )
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=NO_EVENTS
+        )
+        steady = RosClock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        self._make_oversight()
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
+        rate_hz = self._given.rate_hz or self._team.task.spec.rate_hz
+        self._tick_s = 1.0 / rate_hz
+        self._next_tick_s = 0.0
         self._period_ns = round(1e9 / self._team.task.spec.rate_hz)
         self._now = Time()
+        self._finished: list[results.EpisodeResult] = []
+        self._unsaved: list[results.EpisodeResult] = []
+        self._at = (0, 0)  # episode, step
+        self._draw_next_s = 0.0
+        self._steps = self._reported_steps = 0
+
+    @property
+    def default_callback_group(self) -> MessagesFirst:
+        """The group of all entities, rclpy's own services among them."""
+        return self._callback_group
 
     def run(self, stop: Stop) -> None:
         """Play all episodes that the results file does not hold yet."""
-        path = Path(self._given.results)
-        finished = results.read(path)
-        for earlier in finished:
-            if earlier.seed != episode_seed(self._given.seed, earlier.index):
-                raise UserError(
-                    f"{path}: episode {earlier.index} was not played with seed "
-                    f"{self._given.seed}; give that run's seed, or another results file"
-                )
+        self._finished = results.read(self._path)
+        results.check_same_run(
+            self._path,
+            self._finished,
+            self._team.name,
+            lambda index: episode_seed(self._given.seed, index),
+        )
         self._await_robots(stop)
-        for index in range(len(finished), self._given.episodes):
+        if self._given.recorded:
+            self._await_recorder(stop)
+        for index in range(len(self._finished), self._given.episodes):
             result = self._play(index, stop)
             if result is None:
-                return
-            results.append(path, result)
-        self.get_logger().info(f"{self._given.episodes} episodes played")
+                break
+            results.check_same_models(
+                self._path, self._finished[-1:], self._robot_names(), result.models
+            )
+            self._keep(result)
+        if self._unsaved:
+            raise UserError(
+                f"{self._path}: the last {len(self._unsaved)} episodes could not be written; make "
+                "room, then start again to play them"
+            )
 
     def close(self) -> None:
         """Nothing moves without the bridge's steps."""
+
+    def _make_links(self) -> list[RobotLink]:
+        given = self._given
+        settings = DisturbanceSettings(
+            given.sensor_delay_steps,
+            given.action_delay_steps,
+            given.sensor_noise,
+            given.sensor_loss,
+        )
+        links = []
+        for index, (robot, sensors) in enumerate(
+            zip(self._team.robots, team_sensors(self._team), strict=True)
+        ):
+            safe = robot.agent.actions.index(robot.safe_action)
+            disturbance = Disturbance(settings, index, safe)
+            masked = self._team.task.spec.legal_actions_vary
+            links.append(RobotLink(self, robot, sensors, disturbance, masked=masked))
+        return links
+
+    def _spin(self, timeout_s: float) -> None:
+        self._executor.spin_once(timeout_sec=max(timeout_s, 0.0))
+        self._callback_group.callback_done()
+
+    def _robot_names(self) -> list[str]:
+        return [link.robot.name for link in self._links]
 
     def _await_robots(self, stop: Stop) -> None:
         give_up_s = time.monotonic() + self._given.join_timeout_s
         while not stop.requested:
             missing = [link.robot.name for link in self._links if not link.present()]
             if not missing:
-                return
+                break
             if time.monotonic() > give_up_s:
                 raise UserError(
                     f"{self.get_fully_qualified_name()}: no {' and '.join(missing)} after "
                     f"{self._given.join_timeout_s:g} s; start the robots, or raise join_timeout_s"
                 )
-            self._executor.spin_once(timeout_sec=IDLE_WAKE_S)
+            self._spin(IDLE_WAKE_S)
+        models = [link.model for link in self._links]
+        results.check_same_models(self._path, self._finished, self._robot_names(), models)
+
+    # Playing
+
+    def _await_recorder(self, stop: Stop) -> None:
+        give_up_s = time.monotonic() + RECORDER_WAIT_S
+        while not stop.requested and not all(link.present(listeners=2) for link in self._links):
+            if time.monotonic() > give_up_s:
+                self.get_logger().warning("no recorder listens: the beginning is not recorded")
+                return
+            self._spin(IDLE_WAKE_S)
 
     def _play(self, index: int, stop: Stop) -> results.EpisodeResult | None:
         """One episode; None if asked to stop before its end."""
@@ -163,22 +193,33 @@ class BridgeNode(Node):
         begun = time.perf_counter()
         view = self._env.reset(seed)
         for link in self._links:
-            link.sensors.begin(seed)
+            link.begin(seed)
         record = _Record()
         step, done, outcome = 0, False, ""
+        real_time = self._given.mode == "real_time"
         while not done:
-            self._show(view.observations, index, step)
+            self._wait_while_paused(stop)
+            self._at = (index, step)
+            self._show(view, index, step)
             shown_s = time.perf_counter()
-            self._await_answers(shown_s, stop)
+            if real_time:
+                self._await_tick(stop)
+            else:
+                self._await_answers(shown_s, stop)
             if stop.requested:
                 return None
-            actions = [link.action() for link in self._links]
-            record.note(self._links, actions, shown_s)
+            hold_s = self._given.step_deadline_s if real_time else None
+            choices = [link.choice(hold_s) for link in self._links]
+            actions = record.note(self._links, choices, shown_s)
+            self._draw(choices, actions)
             view, reward, done, outcome = self._env.step(actions)
             record.team_return += reward
             step += 1
+            self._steps += 1
             self._tell(index, step, reward, done, outcome)
         return results.EpisodeResult(
+            team=self._team.name,
+            models=tuple(link.model for link in self._links),
             index=index,
             seed=seed,
             team_return=record.team_return,
@@ -189,16 +230,28 @@ class BridgeNode(Node):
             compute_s=tuple(record.compute_s),
             missed_deadlines=record.missed,
             safe_actions=record.safe,
+            overridden_actions=record.overridden,
+            illegal_actions=record.illegal,
             seconds=time.perf_counter() - begun,
         )
 
-    def _show(self, observations: tuple[Floats, ...], episode: int, step: int) -> None:
+    def _show(self, view: View, episode: int, step: int) -> None:
         self._now = Time(nanoseconds=self._now.nanoseconds + self._period_ns)
         self._clock_topic.publish(Clock(clock=self._now.to_msg()))
-        for link, observation in zip(self._links, observations, strict=True):
-            link.show(observation, episode, step, self._now)
-        if self._markers.get_subscription_count():
-            self._markers.publish(scene_markers(self._env.scene(), self._now))
+        for link, observation, mask in zip(
+            self._links, view.observations, view.action_masks, strict=True
+        ):
+            link.show(observation, mask, episode, step, self._now)
+
+    def _draw(self, choices: list[AgentAction | None], actions: list[int]) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._draw_next_s and self._markers.get_subscription_count():
+            self._draw_next_s = now_s + DRAW_EVERY_S
+            drawn = [
+                _drawn(link, choice, action)
+                for link, choice, action in zip(self._links, choices, actions, strict=True)
+            ]
+            self._markers.publish(scene_markers(self._env.scene(), drawn, self._now))
 
     def _await_answers(self, shown_s: float, stop: Stop) -> None:
         deadline_s = shown_s + self._given.step_deadline_s
@@ -212,8 +265,15 @@ class BridgeNode(Node):
                 for link in self._links:
                     if link.answer is None:
                         link.repeat()
-            wait_s = min(deadline_s, repeat_s) - now_s
-            self._executor.spin_once(timeout_sec=max(wait_s, 0.0))
+            self._spin(min(deadline_s, repeat_s) - now_s)
+
+    def _await_tick(self, stop: Stop) -> None:
+        """Until the next period ends; a bridge that is late does not hurry to catch up."""
+        now_s = time.monotonic()
+        self._next_tick_s = max(self._next_tick_s + self._tick_s, now_s)
+        while now_s < self._next_tick_s and not stop.requested:
+            self._spin(min(self._next_tick_s - now_s, IDLE_WAKE_S))
+            now_s = time.monotonic()
 
     def _tell(self, episode: int, step: int, reward: float, done: bool, outcome: str) -> None:
         message = StepResult(
@@ -221,6 +281,112 @@ class BridgeNode(Node):
         )
         message.header.stamp = self._now.to_msg()
         self._step_result.publish(message)
+
+    def _keep(self, result: results.EpisodeResult) -> None:
+        """Write it, or keep it until it can be written: a full disk does not stop the robots."""
+        self._finished.append(result)
+        self._unsaved.append(result)
+        try:
+            while self._unsaved:
+                results.append(self._path, self._unsaved[0])
+                del self._unsaved[0]
+        except OSError as error:
+            self.get_logger().warning(
+                f"{self._path}: cannot be written ({error.strerror}); {len(self._unsaved)} "
+                "episodes wait in memory"
+            )
+
+    # People
+
+    def _make_oversight(self) -> None:
+        folder = oversight.state_folder(self._given.state_directory)
+        self._stops = oversight.StopLatch(folder / "swarm.stop.json")
+        self._stop_topic = self.create_publisher(
+            Bool, topics.SWARM_STOP, qos.LATCHED, event_callbacks=NO_EVENTS
+        )
+        if self._stops.stopped:
+            self._stop_topic.publish(Bool(data=True))
+        self._paused = False
+        self._single_steps = 0
+        self.create_service(SetBool, topics.SWARM_STOP, self._on_stop)
+        self.create_service(SetBool, topics.PAUSE, self._on_pause)
+        self.create_service(Trigger, topics.SINGLE_STEP, self._on_single_step)
+
+    def _on_stop(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._stop_topic.publish(Bool(data=request.data))  # the robots first, the record after it
+        trouble = self._stops.set(oversight.SWARM, request.data)
+        response.success = not trouble
+        response.message = trouble or (
+            f"stopped {self._stops.reason}" if request.data else "released"
+        )
+        return response
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._paused, self._single_steps = request.data, 0
+        response.success = True
+        response.message = f"{'paused' if request.data else 'running'} at {self._where()}"
+        return response
+
+    def _on_single_step(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        response.success = self._paused
+        if self._paused:
+            self._single_steps += 1
+            response.message = f"stepping from {self._where()}"
+        else:
+            response.message = "not paused; pause first"
+        return response
+
+    def _wait_while_paused(self, stop: Stop) -> None:
+        while self._paused and not self._single_steps and not stop.requested:
+            self._spin(IDLE_WAKE_S)
+        self._single_steps = max(self._single_steps - 1, 0)
+
+    def _where(self) -> str:
+        return f"episode {self._at[0]}, step {self._at[1]}"
+
+    # Reporting
+
+    def _publish_diagnostics(self) -> None:
+        lost = [link.robot.name for link in self._links if not link.alive]
+        refused = sum(link.refused for link in self._links)
+        others = peers.rivals(self, self._step_result.topic_name)
+        errors = [f"{name} is not there" for name in lost]
+        errors += [f"another bridge plays, too: {name}" for name in others]
+        errors += [f"stopped {self._stops.reason}"] if self._stops.stopped else []
+        warnings = ["paused"] if self._paused else []
+        warnings += [f"{len(self._unsaved)} episodes are not saved"] if self._unsaved else []
+        level = DiagnosticStatus.OK
+        if errors or warnings:
+            level = DiagnosticStatus.ERROR if errors else DiagnosticStatus.WARN
+        steps, self._reported_steps = self._steps - self._reported_steps, self._steps
+        values = {
+            "team": self._team.name,
+            "mode": self._given.mode,
+            "episode": str(self._at[0]),
+            "step": str(self._at[1]),
+            "steps_per_second": f"{steps / DIAGNOSTICS_PERIOD_S:.1f}",
+            "finished_episodes": str(len(self._finished)),
+            "unsaved_episodes": str(len(self._unsaved)),
+            "refused_actions": str(refused),
+            **{f"model_sha256/{link.robot.name}": link.model for link in self._links},
+        }
+        status = DiagnosticStatus(
+            level=level,
+            name="swarm: bridge",
+            message="; ".join(errors or warnings) or "playing",
+            values=[KeyValue(key=key, value=value) for key, value in values.items()],
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+def _drawn(link: RobotLink, choice: AgentAction | None, action: int) -> Choice:
+    """What a robot does at this step, as it is drawn."""
+    status = SILENT if choice is None else STATUS_COLOURS[choice.status]
+    return Choice(link.robot.name, link.robot.agent.actions[action], status)
 
 
 class _Record:
@@ -233,16 +399,28 @@ class _Record:
         self.compute_s: list[float] = []
         self.missed = 0
         self.safe = 0
+        self.overridden = 0
+        self.illegal = 0
 
-    def note(self, links: list[_RobotLink], actions: list[int], shown_s: float) -> None:
-        self.actions.append(tuple(actions))
-        for link in links:
-            if link.answer is None:
+    def note(
+        self, links: list[RobotLink], choices: list[AgentAction | None], shown_s: float
+    ) -> list[int]:
+        """Note a step; returns the actions to apply."""
+        actions = []
+        for link, choice in zip(links, choices, strict=True):
+            action, legal = link.apply(choice)
+            actions.append(action)
+            self.illegal += not legal
+            if choice is None:
                 self.missed += 1
                 continue
-            self.safe += link.answer.status == AgentAction.STATUS_SAFE
-            self.latencies_s.append(link.answered_s - shown_s)
-            self.compute_s.append(link.answer.compute_time_s)
+            self.safe += choice.status == AgentAction.STATUS_SAFE
+            self.overridden += choice.status == AgentAction.STATUS_OVERRIDE
+            if link.answer is not None:
+                self.latencies_s.append(link.answered_s - shown_s)
+                self.compute_s.append(link.answer.compute_time_s)
+        self.actions.append(tuple(actions))
+        return actions
 
 
 def main(args: list[str] | None = None) -> int:

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from kdmarl_core.errors import UserError, did_you_mean
+from kdmarl_core.bundle import SECURITY, Manifest, Trust, admit
+from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.schema import read_yaml
-from kdmarl_core.team import Robot, Team, load_bundles, load_team
-from kdmarl_ros import topics
-from kdmarl_ros.parameters import PolicyParameters, check_names
+from kdmarl_core.team import Team, load_bundles, load_team, refuse_missing_bundles
+from kdmarl_ros import sros2, topics
+from kdmarl_ros.parameters import PolicyParameters, check_values
+from kdmarl_ros.safety import default_timeout_s
+from kdmarl_ros.security import trust
+from kdmarl_ros.sensor_map import SensorMap, load_map
+from kdmarl_ros.sros2 import Rights
 
 PACKAGE = "kdmarl_ros"
+RECORDING = "recording.mcap"
+ALL = "all.yaml"
+TYPES = "types"
+PATHS = ("bundle", "sensor_map", "trusted_keys")  # relative ones begin at their file
+SIM_TIME = "use_sim_time"  # rclpy's own
+ALLOW_UNSECURED = "allow_unsecured_middleware"
+# Name, default and description of what both launch files take.
+LAUNCH_SECURITY = (
+    ("security", "", "off, check or enforce; empty: as the parameter files say"),
+    ("trusted_keys", "", "folder of trusted public keys; empty: as the parameter files say"),
+    ("keystore", "", "of 'kdmarl keystore', to enforce security"),
+    (ALLOW_UNSECURED, "false", "enforce signatures although topics are open"),
+)
 Value = str | int | float | bool
+
+
+class SecurityPlan(NamedTuple):
+    """What is asked of bundles and of the middleware."""
+
+    level: str = ""  # one of SECURITY; empty: what the parameter files say
+    trusted_keys: str = ""  # folder of public keys
+    keystore: str = ""  # of SROS2
+    allow_unsecured_middleware: bool = False
+
+    def parameters(self) -> dict[str, Value]:
+        """What robots are told of it, over their files."""
+        told: dict[str, Value] = {}
+        if self.level:
+            told["security"] = self.level
+        if self.trusted_keys:
+            told["trusted_keys"] = str(Path(self.trusted_keys).absolute())
+        if self.allow_unsecured_middleware:
+            told[ALLOW_UNSECURED] = True
+        return told
+
+
+AS_CONFIGURED = SecurityPlan()
 
 
 @dataclass(frozen=True)
@@ -26,12 +73,18 @@ class Process:
     name: str  # the node's
     namespace: str  # empty: the root
     parameters: dict[str, Value]
-    parameter_file: Path | None = None
+    enclave: str = ""  # its place in the keystore; empty: topics are not secured
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside what is inherited
 
     @property
     def label(self) -> str:
         """For people and log files: the robot, or the node where there is none."""
         return self.namespace or self.name
+
+    @property
+    def enclave_arguments(self) -> list[str]:
+        """The ROS arguments that name its enclave, if it has one."""
+        return ["--enclave", f"/{self.enclave}"] if self.enclave else []
 
     def command(self) -> list[str]:
         """The command line that starts it with this interpreter."""
@@ -39,8 +92,7 @@ class Process:
         command = [sys.executable, str(program), "--ros-args"]
         if self.namespace:
             command += ["-r", f"__ns:=/{self.namespace}"]
-        if self.parameter_file:
-            command += ["--params-file", str(self.parameter_file)]
+        command += self.enclave_arguments
         for key, value in self.parameters.items():
             command += ["-p", f"{key}:={_as_yaml(value)}"]
         return command
@@ -54,11 +106,14 @@ class Deployment:
     robots: tuple[Process, ...]
     bridge: Process
     results: Path
+    recorder: Process | None = None
+    warning: str = ""  # what the user must know although the swarm flies
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """Robots first: the bridge waits for them."""
-        return (*self.robots, self.bridge)
+        """The recorder and robots first: the bridge waits for them."""
+        recorder = (self.recorder,) if self.recorder else ()
+        return (*recorder, *self.robots, self.bridge)
 
 
 def plan_swarm(
@@ -69,24 +124,42 @@ def plan_swarm(
     episodes: int,
     seed: int,
     results: Path,
+    overrides: Mapping[str, Value] = MappingProxyType({}),
+    security: SecurityPlan = AS_CONFIGURED,
+    recording: Path | None = None,
 ) -> Deployment:
     """Check everything that can be checked before anything starts, and list the processes.
 
     Args:
         team: name of a team that ships, or a team file.
         bundles: folder with one bundle per robot; empty: where `kdmarl distil` writes by default.
-        robots: folder with one parameter file per robot; empty: the one that ships.
+        robots: folder of the robots' parameter files; empty: the one that ships.
         episodes: how many to play.
         seed: base seed of the episodes.
         results: the bridge's results file.
+        overrides: parameters of every robot that win over its files.
+        security: what is asked of bundles and of the middleware.
+        recording: file that receives all messages of the run, if any.
 
     Raises:
-        UserError: the team, a bundle or a parameter file cannot be used.
+        UserError: the team, a bundle, a parameter file or a keystore cannot be used, or security
+            is to be enforced where the middleware cannot.
     """
     checked = load_team(team)
-    folder = Path(bundles) if bundles else bundles_folder(checked.name)
-    load_bundles(checked, folder)
-    files = Path(robots) if robots else share_folder() / "config" / "robots"
+    folder = _bundles_folder(checked, bundles)
+    refuse_missing_bundles(checked, folder)
+    files = _robots_folder(robots)
+    names = [robot.name for robot in checked.robots]
+    _refuse_strangers(files, names)
+    told = {**overrides, **security.parameters()}
+    planned = [_robot(name, files, folder / name, told) for name in names]
+    policies = load_bundles(checked, folder, {robot.name: robot.trust for robot in planned})
+    maps = {
+        robot.name: sensor_map
+        for robot, policy in zip(planned, policies, strict=True)
+        if (sensor_map := robot.sensor_map(policy.manifest))
+    }
+    processes = tuple(robot.process for robot in planned)
     bridge = Process(
         executable="bridge_node",
         name=topics.BRIDGE_NODE,
@@ -96,48 +169,305 @@ def plan_swarm(
             "results": str(results.absolute()),
             "episodes": episodes,
             "seed": seed,
+            **{key: overrides[key] for key in ("rate_hz",) if key in overrides},
+            **({"security": security.level} if security.level else {}),
         },
     )
-    processes = tuple(_plan_robot(robot, folder, files) for robot in checked.robots)
-    return Deployment(checked, processes, bridge, results)
+    recorder = None
+    if recording:
+        if importlib.util.find_spec("mcap") is None:
+            raise UserError("recording needs the Python package mcap; install kdmarl[record]")
+        bridge.parameters["recorded"] = True
+        recorder = Process(
+            executable="recorder_node",
+            name=topics.RECORDER_NODE,
+            namespace="",
+            parameters={
+                "team": str(checked.path.absolute()),
+                "bundles": str(folder.absolute()),
+                "recording": str(recording.absolute()),
+            },
+        )
+    deployment = Deployment(checked, processes, bridge, results, recorder)
+    if security.level != "enforce":
+        return deployment
+    keystore, warning = _keystore(sros2.team_rights(checked, maps), bridge, security)
+    return replace(
+        deployment,
+        robots=tuple(_enclosed(robot, keystore) for robot in processes),
+        bridge=_enclosed(bridge, keystore),
+        recorder=recorder and _enclosed(recorder, keystore),
+        warning=warning,
+    )
 
 
-def check_parameter_file(path: Path, robot: str) -> None:
-    """Refuse a file that ROS would silently ignore.
+def plan_robot(
+    robot: str,
+    *,
+    bundle: str,
+    robots: str = "",
+    overrides: Mapping[str, Value] = MappingProxyType({}),
+    security: SecurityPlan = AS_CONFIGURED,
+) -> Process:
+    """One robot's process, checked as `plan_swarm` does.
+
+    Args:
+        robot: its name, which becomes its namespace.
+        bundle: folder of its bundle.
+        robots: folder of the robots' parameter files; empty: the one that ships.
+        overrides: parameters that win over its files.
+        security: what is asked of its bundle and of the middleware.
 
     Raises:
-        UserError: the file is missing, names another node, or sets an unknown parameter.
+        UserError: the name, the bundle, a parameter file or the keystore cannot be used.
+    """
+    if not (robot.isidentifier() and robot.isascii()):
+        raise UserError(f"robot '{robot}': not a valid namespace; use letters, digits and '_'")
+    told = {**overrides, **security.parameters()}
+    planned = _robot(robot, _robots_folder(robots), Path(bundle), told)
+    manifest = admit(Path(bundle), planned.trust, robot).manifest
+    sensor_map = planned.sensor_map(manifest)
+    if security.level != "enforce":
+        return planned.process
+    blocks = [block.name for block in manifest.blocks]
+    inputs = topics.inputs(blocks, masked=manifest.legal_actions_vary)
+    rights = sros2.robot_rights(robot, inputs, sensor_map)
+    keystore, _ = _keystore({robot: rights}, planned.process, security)
+    return _enclosed(planned.process, keystore)
+
+
+def sensor_maps(team: Team, bundles: str, robots: str) -> dict[str, SensorMap]:
+    """The sensor maps of a team's robots, of those whose parameter files name one.
+
+    Args:
+        team: whose robots.
+        bundles: folder with one bundle per robot; empty: where `kdmarl distil` writes by default.
+        robots: folder of the robots' parameter files.
+
+    Raises:
+        UserError: a parameter file, a map or the bundle of a robot with a map cannot be used.
+    """
+    maps = {}
+    for robot in team.robots:
+        bundle = _bundles_folder(team, bundles) / robot.name
+        planned = _robot(robot.name, Path(robots), bundle, {})
+        if planned.given.sensor_map:
+            sensor_map = planned.sensor_map(admit(bundle, planned.trust, robot.name).manifest)
+            assert sensor_map is not None
+            maps[robot.name] = sensor_map
+    return maps
+
+
+def _enclosed(process: Process, keystore: Path | None) -> Process:
+    """The same process in its enclave; without a keystore, on open topics as the user allows."""
+    parameters = dict(process.parameters)
+    if process.executable != "recorder_node":
+        parameters[ALLOW_UNSECURED] = keystore is None
+    if keystore is None:
+        return replace(process, parameters=parameters)
+    return replace(
+        process,
+        parameters=parameters,
+        enclave=process.label,
+        environment=sros2.environment(keystore),
+    )
+
+
+def _keystore(
+    rights: Mapping[str, Rights], probe: Process, security: SecurityPlan
+) -> tuple[Path | None, str]:
+    """The keystore to use; None, and a warning, where the middleware could not use one.
+
+    Args:
+        rights: what it must give, by enclave.
+        probe: the process whose enclave the middleware is tried with.
+        security: what is asked.
+    """
+    folder = Path(security.keystore)
+    if not security.keystore:
+        if security.allow_unsecured_middleware:
+            return None, "topics are NOT secured: no keystore given"
+        raise UserError("security: enforce: no keystore given; make one with 'kdmarl keystore'")
+    sros2.check_keystore(folder, rights, sros2.ros_domain(os.environ))
+    reason = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
+    if reason is None:
+        return folder, ""
+    if not security.allow_unsecured_middleware:
+        raise UserError(
+            f"security: enforce: the middleware cannot keep robots to their own topics ({reason});"
+            " use a ROS 2 built with DDS-Security, or allow an unsecured middleware: signatures "
+            "are then enforced, topics are open"
+        )
+    return None, f"topics are NOT secured: {reason}"
+
+
+def launch_overrides(rate: str, use_sim_time: str) -> dict[str, Value]:
+    """Launch arguments, which are texts, as parameters of robots.
+
+    Raises:
+        UserError: `rate` is no number, or `use_sim_time` neither true nor false.
+    """
+    overrides: dict[str, Value] = {SIM_TIME: launch_switch("use_sim_time", use_sim_time)}
+    if rate:
+        try:
+            overrides["rate_hz"] = float(rate)
+        except ValueError:
+            raise UserError(f"rate: '{rate}' is not a number; give decisions per second") from None
+    return overrides
+
+
+def launch_security(arguments: Mapping[str, str]) -> SecurityPlan:
+    """The launch arguments `LAUNCH_SECURITY`, which are texts, as a plan.
+
+    Raises:
+        UserError: one is not what it can be.
+    """
+    level = arguments["security"]
+    if level and level not in SECURITY:
+        raise unknown("level", level, SECURITY, "security")
+    return SecurityPlan(
+        level,
+        arguments["trusted_keys"],
+        arguments["keystore"],
+        launch_switch(ALLOW_UNSECURED, arguments[ALLOW_UNSECURED]),
+    )
+
+
+def launch_switch(name: str, text: str) -> bool:
+    """A launch argument that is true or false; a `UserError` if it is neither."""
+    if text.lower() not in ("true", "false"):
+        raise UserError(f"{name}: '{text}' must be true or false; correct it")
+    return text.lower() == "true"
+
+
+def robot_parameters(robot: str, folder: Path) -> dict[str, Value]:
+    """The parameters of one robot's files: `all`, over them its type's, over them its own.
+
+    The type is what the parameter `robot_type` says in the robot's own file or, if it has none
+    there, in `all.yaml`. A robot without a file of its own needs such a type.
+
+    Raises:
+        UserError: a file is missing, names another node, or sets what the node does not take.
+    """
+    shared = read_parameters(folder / ALL, f"/**/{topics.POLICY_NODE}")
+    own: dict[str, Value] = {}
+    path = folder / f"{robot}.yaml"
+    if path.is_file() or not shared.get("robot_type"):
+        own = read_parameters(path, f"/{robot}/{topics.POLICY_NODE}")
+    name = own.get("robot_type", shared.get("robot_type", ""))
+    of_type: dict[str, Value] = {}
+    if name:
+        path = folder / TYPES / f"{name}.yaml"
+        of_type = read_parameters(path, f"/**/{topics.POLICY_NODE}")
+        if of_type.get("robot_type", name) != name:
+            raise UserError(
+                f"{path}: robot_type: '{of_type['robot_type']}' is not '{name}', which the file's "
+                "name says; remove it"
+            )
+    return {**shared, **of_type, **own}
+
+
+def read_parameters(path: Path, node: str) -> dict[str, Value]:
+    """The parameters that a ROS parameter file sets for one node, paths in it made absolute.
+
+    Raises:
+        UserError: the file is missing, names another node (ROS would ignore it silently), or sets
+            what the node does not take.
     """
     document = read_yaml(path)
-    expected = f"/{robot}/{topics.POLICY_NODE}"
-    for node in document:
-        if node != expected:
+    for name in document:
+        if name != node:
             raise UserError(
-                f"{path}: node name '{node}' is not '{expected}', so its parameters would be "
-                f"ignored; {did_you_mean(str(node), [expected])}"
+                f"{path}: node name '{name}' is not '{node}', so its parameters would be "
+                f"ignored; {did_you_mean(str(name), [node])}"
             )
-    section = document.get(expected)
+    section = document.get(node)
     if not isinstance(section, dict) or list(section) != ["ros__parameters"]:
-        raise UserError(f"{path}: {expected}: must hold the one key 'ros__parameters'; correct it")
+        raise UserError(f"{path}: {node}: must hold the one key 'ros__parameters'; correct it")
     parameters = section["ros__parameters"]
     if not isinstance(parameters, dict | None):
         raise UserError(
-            f"{path}: {expected}: ros__parameters: expected a mapping, got {parameters!r}; "
-            "correct it"
+            f"{path}: {node}: ros__parameters: expected a mapping, got {parameters!r}; correct it"
         )
-    check_names(PolicyParameters, map(str, parameters or {}), f"{path}: {expected}")
+    values = _flat(parameters or {})
+    check_values(PolicyParameters, values, f"{path}: {node}")
+    for key in PATHS:
+        if values.get(key):
+            values[key] = str((path.parent / values[key]).absolute())
+    return values
 
 
-def _plan_robot(robot: Robot, bundles: Path, files: Path) -> Process:
-    path = files / f"{robot.name}.yaml"
-    check_parameter_file(path, robot.name)
-    return Process(
-        executable="policy_node",
-        name=topics.POLICY_NODE,
-        namespace=robot.name,
-        parameters={"bundle": str((bundles / robot.name).absolute())},
-        parameter_file=path.absolute(),
-    )
+def _flat(parameters: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys joined by points, as ROS does."""
+    values: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            values |= _flat(value, f"{above}{key}.")
+        else:
+            values[f"{above}{key}"] = value
+    return values
+
+
+class _Robot(NamedTuple):
+    """What one robot's node is told."""
+
+    name: str
+    parameters: dict[str, Any]
+    given: PolicyParameters  # the same, without those of blocks
+
+    @property
+    def trust(self) -> Trust:
+        return trust(self.given.security, self.given.trusted_keys)
+
+    @property
+    def process(self) -> Process:
+        return Process(
+            executable="policy_node",
+            name=topics.POLICY_NODE,
+            namespace=self.name,
+            parameters=self.parameters,
+        )
+
+    def sensor_map(self, manifest: Manifest) -> SensorMap | None:
+        """Its sensor map, if it has one, checked against its bundle."""
+        if not self.given.sensor_map:
+            return None
+        rate_hz = self.given.rate_hz or manifest.rate_hz
+        timeout_s = self.given.timeout_s or default_timeout_s(rate_hz)
+        return load_map(Path(self.given.sensor_map), manifest, f"/{self.name}", timeout_s)
+
+
+def _robot(name: str, files: Path, bundle: Path, overrides: Mapping[str, Value]) -> _Robot:
+    check_values(PolicyParameters, overrides, f"{name}: overrides")
+    parameters: dict[str, Any] = robot_parameters(name, files)
+    parameters |= {"bundle": str(bundle.absolute()), **overrides}
+    fields = {field.name for field in dataclasses.fields(PolicyParameters)}
+    try:
+        given = PolicyParameters(**{k: v for k, v in parameters.items() if k in fields})
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    return _Robot(name, parameters, given)
+
+
+def _bundles_folder(team: Team, given: str) -> Path:
+    return Path(given) if given else bundles_folder(team.name)
+
+
+def _robots_folder(given: str) -> Path:
+    return Path(given) if given else share_folder() / "config" / "robots"
+
+
+def _refuse_strangers(folder: Path, robots: list[str]) -> None:
+    """Refuse a file of no robot while a robot has none: its name may be misspelt."""
+    files = {path.stem for path in folder.glob("*.yaml")} - {Path(ALL).stem}
+    without = [robot for robot in robots if robot not in files]
+    for stranger in sorted(files - set(robots)):
+        if without:
+            raise UserError(
+                f"{folder / stranger}.yaml: no robot of the team is called '{stranger}'; "
+                f"{did_you_mean(stranger, without)} A file of no robot is allowed once every "
+                "robot has one"
+            )
 
 
 def _as_yaml(value: Value) -> str:

@@ -1,13 +1,15 @@
 """Parameters of the nodes: one frozen dataclass per node, each field described and ranged.
 
 A field without a default is required. All are read-only: a node takes its configuration at
-start-up.
+start-up. What differs by sensor block, such as `limits.velocity`, is declared once the blocks are
+known. What is given but never declared is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,16 +18,28 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from kdmarl_core.bundle import SECURITY
 from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_ros.qos import RELIABILITIES
+from kdmarl_ros.safety import STALL_BEHAVIOURS
 
 P = TypeVar("P")
+
+# ROS tells whole numbers from others by their point.
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a point, such as 1.0",
+    str: "a text",
+    tuple[float, ...]: "a list of numbers with a point, such as [0.0, 1.0]",
+}
 
 _TYPES = {
     bool: Parameter.Type.BOOL,
     int: Parameter.Type.INTEGER,
     float: Parameter.Type.DOUBLE,
     str: Parameter.Type.STRING,
+    tuple[float, ...]: Parameter.Type.DOUBLE_ARRAY,
 }
 
 
@@ -61,6 +75,74 @@ class PolicyParameters:
         "QoS of the sensor subscriptions", "best_effort", choices=tuple(RELIABILITIES)
     )
     autostart: bool = _field("configure and activate at start-up", True)
+    robot_type: str = _field(
+        "name of the robot's type: the launch lays the parameters of that type under its own", ""
+    )
+    sensor_map: str = _field(
+        "file that maps topics to blocks and actions to commands; empty: sensors/<block> only", ""
+    )
+    robot: str = _field(
+        "whose bundle it must be; empty: the last part of the node's namespace", ""
+    )
+    stamps: str = _field(
+        "when a message was measured: on receipt, or by its header's stamp",
+        "receive",
+        choices=("receive", "header"),
+    )
+    recover_after: int = _field(
+        "good messages of each input after a silence, before it is acted on again",
+        1,
+        low=1,
+        high=1000,
+    )
+    on_stall: str = _field(
+        "what to publish while inputs cannot be used: the safe action; the last choice for "
+        "stall_hold_s, then the safe action; the last choice; the action stall_action",
+        "safe_action",
+        choices=STALL_BEHAVIOURS,
+    )
+    stall_hold_s: float = _field("how long hold_then_safe holds", 0.5, low=0.0, high=60.0)
+    stall_action: str = _field("name of the action that other_action means", "")
+    override_timeout_s: float = _field(
+        "how long a person's action holds after it was last sent", 0.5, low=0.01, high=60.0
+    )
+    state_directory: str = _field(
+        "folder of what outlives the node, such as a stop; empty: ~/.ros/kdmarl/domain_<id>", ""
+    )
+    sole_publisher: bool = _field(
+        "refuse to activate while another node publishes this robot's actions", False
+    )
+    security: str = _field(
+        "signatures: not looked at, checked where there is one, or enforced with secured topics",
+        "check",
+        choices=SECURITY,
+    )
+    trusted_keys: str = _field("folder of the public keys whose signatures are trusted", "")
+    allow_unsecured_middleware: bool = _field(
+        "enforce signatures although the middleware does not secure topics", False
+    )
+
+    def __post_init__(self) -> None:
+        if self.sensor_map and self.mode != "real_time":
+            raise UserError(
+                f"sensor_map: mode is {self.mode}, but real sensors know no steps; set mode to "
+                "real_time"
+            )
+
+
+@dataclass(frozen=True)
+class BlockParameters:
+    """Parameters that each sensor block has, as `limits.velocity`."""
+
+    limits: tuple[float, ...] = _field(
+        "least and greatest value; what is beyond is clipped and counted", ()
+    )
+    max_identical: int = _field(
+        "equal messages in a row before the block counts as frozen; 0: any number",
+        0,
+        low=0,
+        high=1_000_000,
+    )
 
 
 @dataclass(frozen=True)
@@ -70,13 +152,53 @@ class BridgeParameters:
     team: str = _field("name of a team that ships, or a team file")
     results: str = _field("file that gets one JSON line per finished episode")
     episodes: int = _field("episodes to play", 100, low=1, high=1_000_000_000)
+    mode: str = _field(
+        "when to step: once all robots have answered, or at a rate",
+        "lock_step",
+        choices=("lock_step", "real_time"),
+    )
+    rate_hz: float = _field(
+        "steps per second in real time; 0: the task's", 0.0, low=0.0, high=1000.0
+    )
+    sensor_delay_steps: int = _field("age of what robots sense", 0, low=0, high=100)
+    action_delay_steps: int = _field("steps until an action has its effect", 0, low=0, high=100)
+    sensor_noise: float = _field(
+        "standard deviation of what is added to each sensed value, in its own unit",
+        0.0,
+        low=0.0,
+        high=1e6,
+    )
+    sensor_loss: float = _field(
+        "share of sensor messages that get lost; in real time only", 0.0, low=0.0, high=1.0
+    )
     seed: int = _field("base seed of the episodes", 0, low=0, high=2**31 - 1)
     step_deadline_s: float = _field(
-        "wait for a robot's action before its safe action is used", 1.0, low=0.001, high=3600.0
+        "wait for a robot's action, or hold its last one in real time, before its safe action "
+        "is used",
+        1.0,
+        low=0.001,
+        high=3600.0,
     )
     join_timeout_s: float = _field(
         "wait for all robots before the first episode", 30.0, low=0.1, high=3600.0
     )
+    state_directory: str = _field(
+        "folder of what outlives the node, such as a stop; empty: ~/.ros/kdmarl/domain_<id>", ""
+    )
+    recorded: bool = _field("wait for the recorder before the first episode", False)
+    security: str = _field("enforce: refuse to run on open topics", "off", choices=SECURITY)
+    allow_unsecured_middleware: bool = _field(
+        "run with enforced security although the middleware does not secure topics", False
+    )
+
+
+@dataclass(frozen=True)
+class RecorderParameters:
+    """Parameters of `recorder_node`."""
+
+    team: str = _field("name of a team that ships, or a team file")
+    bundles: str = _field("folder with one bundle per robot: their manifests are recorded, too")
+    recording: str = _field("file to write; one of that name is replaced")
 
 
 def declare(node: Node, kind: type[P]) -> P:
@@ -89,44 +211,113 @@ def declare(node: Node, kind: type[P]) -> P:
     """
     hints = typing.get_type_hints(kind)
     values = {
-        field.name: _declare_one(node, field, hints[field.name])
+        field.name: _declare_one(node, field, hints[field.name], field.name)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
     }
     return kind(**values)
 
 
-def check_names(kind: type[Any], names: typing.Iterable[str], where: str) -> None:
-    """Raise a `UserError` if a parameter file sets what the node does not have."""
-    valid = [field.name for field in dataclasses.fields(kind)]
-    for name in names:
-        if name not in valid and name != "use_sim_time":
+def check_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
+    """Raise a `UserError` for what a node would refuse, or overlook, when it starts.
+
+    Args:
+        kind: dataclass of the node's parameters.
+        values: some of them, by name.
+        where: file and key that the message begins with.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind) | {"use_sim_time": bool}
+    of_blocks = {field.name: field for field in dataclasses.fields(BlockParameters)}
+    block_hints = typing.get_type_hints(BlockParameters)
+    for name, value in values.items():
+        head, of_block, _ = name.partition(".")
+        if of_block and kind is PolicyParameters and head in of_blocks:
+            _check_value(of_blocks[head], block_hints[head], value, f"{where}: {name}")
+        elif name not in hints:
+            valid = [*fields, *of_blocks] if kind is PolicyParameters else fields
             raise UserError(f"{where}: unknown parameter '{name}'; {did_you_mean(name, valid)}")
-
-
-def _declare_one(node: Node, field: dataclasses.Field[Any], hint: type) -> Any:
-    where = f"{node.get_fully_qualified_name()}: parameter {field.name}"
-    descriptor = _descriptor(field, hint)
-    try:
-        if field.default is dataclasses.MISSING:
-            parameter: Parameter[Any] = node.declare_parameter(
-                field.name, _TYPES[hint], descriptor
-            )
         else:
-            parameter = node.declare_parameter(field.name, field.default, descriptor)
+            _check_value(fields.get(name), hints[name], value, f"{where}: {name}")
+
+
+def _check_value(field: dataclasses.Field[Any] | None, hint: Any, value: Any, where: str) -> None:
+    if hint == tuple[float, ...]:
+        right = isinstance(value, list) and all(type(item) is float for item in value)
+    else:
+        right = type(value) is hint
+    if not right:
+        raise UserError(f"{where}: expected {_EXPECTED[hint]}, got {value!r}; correct it")
+    if field is None:  # rclpy's own
+        return
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is not None and not low <= value <= high:
+        raise UserError(f"{where}: {value} is not between {low} and {high}; correct it")
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{where}: unknown value '{value}'; {did_you_mean(value, choices)}")
+
+
+def declare_for_blocks(node: Node, blocks: Sequence[str]) -> dict[str, BlockParameters]:
+    """Declare the parameters of every block, and read their values; raises as `declare` does."""
+    hints = typing.get_type_hints(BlockParameters)
+    return {
+        block: BlockParameters(
+            **{
+                field.name: _declare_one(node, field, hints[field.name], f"{field.name}.{block}")
+                for field in dataclasses.fields(BlockParameters)
+            }
+        )
+        for block in blocks
+    }
+
+
+def refuse_undeclared(node: Node) -> None:
+    """Raise a `UserError` if a parameter was given that the node does not have.
+
+    ROS would ignore it, and a misspelt timeout would leave the default.
+    """
+    declared = node.list_parameters([], 0).names
+    # rclpy has no public way to ask what was given.
+    for name in node._parameter_overrides:
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            raise UserError(
+                f"{node.get_fully_qualified_name()}: unknown parameter '{name}'; "
+                f"{did_you_mean(name, declared)}"
+            )
+
+
+def _declare_one(node: Node, field: dataclasses.Field[Any], hint: type, name: str) -> Any:
+    where = f"{node.get_fully_qualified_name()}: parameter {name}"
+    descriptor = _descriptor(field, hint)
+    # The type of an empty list cannot be told: such a parameter is declared without a value.
+    valueless = field.default in (dataclasses.MISSING, ())
+    if node.has_parameter(name):  # from an earlier configuration; what was given stays given
+        return _value(node.get_parameter_or(name).value, field)
+    try:
+        if valueless:
+            parameter: Parameter[Any] = node.declare_parameter(name, _TYPES[hint], descriptor)
+        else:
+            parameter = node.declare_parameter(name, field.default, descriptor)
     except InvalidParameterTypeException as error:
         raise UserError(f"{where}: {error}; correct the parameter file") from None
     except InvalidParameterValueException as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}; correct it") from None
-    value = parameter.value
-    if value is None:
+    value = _value(parameter.value, field)
+    if value is dataclasses.MISSING:
         raise UserError(
             f"{where}: not set ({field.metadata['description']}); set it with -p "
-            f"{field.name}:=..., or in a parameter file under this very node name"
+            f"{name}:=..., or in a parameter file under this very node name"
         )
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{where}: unknown value '{value}'; {did_you_mean(value, choices)}")
     return value
+
+
+def _value(found: Any, field: dataclasses.Field[Any]) -> Any:
+    if found is None:
+        return field.default
+    return tuple(found) if isinstance(field.default, tuple) else found
 
 
 def _descriptor(field: dataclasses.Field[Any], hint: type) -> ParameterDescriptor:

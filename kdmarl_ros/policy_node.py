@@ -1,7 +1,8 @@
 """One robot's student as a managed node: its own sensor topics in, actions out.
 
 configure loads and verifies the bundle and makes the entities, activate starts acting, deactivate
-publishes the safe action and stops. Wiring only: decisions are made in `policy_runtime`.
+publishes the safe action and stops. Wiring only: decisions are made in `policy_runtime`, people
+are heard in `oversight`, what is reported is put into words in `health`.
 """
 
 from __future__ import annotations
@@ -10,32 +11,52 @@ import functools
 import sys
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock
+from rclpy.clock import Clock, JumpThreshold
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
+from std_msgs.msg import Bool, Int32, String
+from std_srvs.srv import SetBool, Trigger
 
-from kdmarl_core.bundle import load_policy
-from kdmarl_core.errors import UserError
-from kdmarl_ros import qos, topics
+from kdmarl_core.bundle import BundlePolicy, Manifest, load_policy
+from kdmarl_core.errors import UserError, unknown
+from kdmarl_ros import health, oversight, peers, qos, topics
+from kdmarl_ros.body import Body
 from kdmarl_ros.msg import AgentAction, FeatureBlock
-from kdmarl_ros.parameters import PolicyParameters, declare
-from kdmarl_ros.policy_runtime import Decision, PolicyRuntime
-from kdmarl_ros.safety import Watchdog, default_timeout_s
-from kdmarl_ros.spin import MessagesFirst, Stop
+from kdmarl_ros.parameters import (
+    PolicyParameters,
+    declare,
+    declare_for_blocks,
+    refuse_undeclared,
+)
+from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
+from kdmarl_ros.safety import (
+    FUTURE_S,
+    Overruns,
+    StallBehaviour,
+    Watchdog,
+    default_timeout_s,
+)
+from kdmarl_ros.security import refuse_open_middleware, trust
+from kdmarl_ros.sensor_map import Reading, load_map
+from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
 from kdmarl_ros.spin import main as spin_main
 
 DIAGNOSTICS_PERIOD_S = 1.0
 LATENCIES_KEPT = 1000
-IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
 ACKNOWLEDGED_WITHIN_S = 0.2
+LEAST_CHECK_S = 0.005
+FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
+DISCOVERY_S = 1.0  # after which every peer of this machine is in the graph
 
 
 class PolicyNode(LifecycleNode):
@@ -45,11 +66,27 @@ class PolicyNode(LifecycleNode):
         self._callback_group = MessagesFirst()  # before rclpy makes the node's services
         super().__init__(topics.POLICY_NODE)
         self._given = declare(self, PolicyParameters)
+        self._namespace = self.get_namespace().strip("/")
         self._runtime: PolicyRuntime | None = None
         self._entities: list[Callable[[], Any]] = []  # each destroys one
+        self._body: Body | None = None  # with a sensor map
+        self._activations = 0
+        self._readings = 0
+        self._sensors: list[Subscription[Any]] = []  # in the order of the runtime's inputs
+        self._state = "unconfigured"
         self._active = False
         self._refusal: UserError | None = None
-        self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._failure = ""
+        self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._floods: Counter[str] = Counter()
+        self._refused_overrides = 0
+        self._simulated = bool(self.get_parameter("use_sim_time").value)
+        self._clock_reading, self._clock_moved_s = -1, 0.0
+        # Steady time: a jump of the system clock or of simulated time must not disarm a timer.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._make_oversight()
+        self._make_diagnostics()
 
     @property
     def default_callback_group(self) -> MessagesFirst:
@@ -62,9 +99,14 @@ class PolicyNode(LifecycleNode):
         executor.add_node(self)
         if self._given.autostart:
             self._autostart()
+        spinner = PunctualSpinner(executor)
         while not stop.requested:
-            executor.spin_once(timeout_sec=IDLE_WAKE_S)
+            try:
+                spinner.spin_once(self._callback_group.wait_s())
+            except Exception:
+                self._fail(traceback.format_exc())
             self._callback_group.callback_done()
+        spinner.close()
         executor.remove_node(self)
 
     def close(self) -> None:
@@ -76,27 +118,32 @@ class PolicyNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and verify the bundle, make publishers, subscriptions and timers."""
-        return self._guarded("configure", self._configure, state, super().on_configure)
+        return self._guarded("configure", self._configure, state, super().on_configure, "inactive")
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start acting."""
-        return self._guarded("activate", self._activate, state, super().on_activate)
+        return self._guarded("activate", self._activate, state, super().on_activate, "active")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Publish the safe action, then nothing more."""
-        return self._guarded("deactivate", self._deactivate, state, super().on_deactivate)
+        result = self._guarded(
+            "deactivate", self._deactivate, state, super().on_deactivate, "inactive"
+        )
+        return TransitionCallbackReturn.ERROR if self._failure else result
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and all entities."""
-        return self._guarded("clean up", self._cleanup, state, super().on_cleanup)
+        return self._guarded("clean up", self._cleanup, state, super().on_cleanup, "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Leave the robot safe."""
-        return self._guarded("shut down", self._deactivate, state, super().on_shutdown)
+        return self._guarded(
+            "shut down", self._deactivate, state, super().on_shutdown, "finalized"
+        )
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Leave the robot safe and start over from unconfigured."""
-        return self._guarded("recover", self._cleanup, state, super().on_error)
+        return self._guarded("recover", self._cleanup, state, super().on_error, "unconfigured")
 
     def _guarded(
         self,
@@ -104,17 +151,28 @@ class PolicyNode(LifecycleNode):
         work: Callable[[], None],
         state: LifecycleState,
         then: Callable[[LifecycleState], TransitionCallbackReturn],
+        reached: str,
     ) -> TransitionCallbackReturn:
         # rclpy swallows what a transition raises: say it here.
         try:
             work()
-            return then(state)
+            result = then(state)
+            if result == TransitionCallbackReturn.SUCCESS:
+                self._state = reached
+            return result
         except UserError as error:
             self._refusal = error
             self.get_logger().error(f"cannot {what}: {error}")
         except Exception:
             self.get_logger().error(f"cannot {what}:\n{traceback.format_exc()}")
         return TransitionCallbackReturn.FAILURE
+
+    def _fail(self, what_happened: str) -> None:
+        """Something raised outside of a transition: safe action, then the state of an error."""
+        self.get_logger().error(f"unexpected:\n{what_happened}")
+        if self._active:
+            self._failure = what_happened.strip().splitlines()[-1]
+            self.trigger_deactivate()
 
     def _autostart(self) -> None:
         succeeded = TransitionCallbackReturn.SUCCESS
@@ -125,50 +183,132 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         self._cleanup()
+        self._failure = ""
         given = self._given
-        policy = load_policy(Path(given.bundle))
+        refuse_open_middleware(
+            given.security, given.allow_unsecured_middleware, self.get_fully_qualified_name()
+        )
+        policy = self._load()
         manifest = policy.manifest
         self._rate_hz = given.rate_hz or manifest.rate_hz
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
-        self._runtime = PolicyRuntime(policy)
-        self._safe_index = manifest.safe_index
+        self._runtime = PolicyRuntime(policy, self._settings(manifest))
+        refuse_undeclared(self)
+        self._overruns = Overruns(1.0 / self._rate_hz)
+        if given.mode == "real_time":
+            self._callback_group.limit_rate(FLOOD_PERIODS * self._rate_hz)
+        self._override = oversight.Override(len(manifest.actions), given.override_timeout_s)
         self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
-        self._diagnostics = self.create_publisher(
-            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS
-        )
+        self._model = self.create_publisher(String, topics.MODEL, qos.LATCHED)
+        self._model.publish(String(data=manifest.model.sha256))
         self._entities += [
             functools.partial(self.destroy_lifecycle_publisher, self._action),
-            functools.partial(self.destroy_publisher, self._diagnostics),
+            functools.partial(self.destroy_publisher, self._model),
         ]
         profile = qos.sensor(given.sensor_reliability)
-        for index, block in enumerate(manifest.blocks):
-            receive = functools.partial(self._on_block, index)
-            subscription = self.create_subscription(
-                FeatureBlock, topics.sensor(block.name), receive, profile
-            )
-            self._entities.append(functools.partial(self.destroy_subscription, subscription))
+        if given.sensor_map:
+            self._connect_body(manifest, profile)
+        else:
+            self._connect_blocks(manifest, profile)
         self._make_timers()
         self.get_logger().info(
-            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}"
+            f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}, "
+            f"{policy.vouched}"
+        )
+
+    def _connect_blocks(self, manifest: Manifest, profile: QoSProfile) -> None:
+        blocks = (block.name for block in manifest.blocks)
+        names = topics.inputs(blocks, masked=manifest.legal_actions_vary)
+        for index, name in enumerate(names):
+            receive = functools.partial(self._on_block, index)
+            subscription = self.create_subscription(
+                FeatureBlock, topics.sensor(name), receive, profile
+            )
+            self._sensors.append(subscription)
+            self._entities.append(functools.partial(self._destroy_sensor, subscription))
+
+    def _connect_body(self, manifest: Manifest, profile: QoSProfile) -> None:
+        sensor_map = load_map(
+            Path(self._given.sensor_map), manifest, self.get_namespace(), self._timeout_s
+        )
+        self._body = Body(self, sensor_map, profile, self._on_reading)
+        self._entities.append(self._body.close)
+
+    def _load(self) -> BundlePolicy:
+        """The bundle, if it is this robot's."""
+        given = self._given
+        robot = given.robot or self._namespace.rpartition("/")[2]
+        policy = load_policy(Path(given.bundle), trust(given.security, given.trusted_keys), robot)
+        if policy.manifest.robot != robot:
+            raise UserError(
+                f"{given.bundle}: the bundle of '{policy.manifest.robot}', but this is '{robot}'; "
+                f"give that of '{robot}', or set robot:={policy.manifest.robot} if it is meant"
+            )
+        return policy
+
+    def _settings(self, manifest: Manifest) -> RuntimeSettings:
+        given, where = self._given, self.get_fully_qualified_name()
+        by_block = declare_for_blocks(self, [block.name for block in manifest.blocks])
+        for name, block in by_block.items():
+            if block.limits and not (len(block.limits) == 2 and block.limits[0] < block.limits[1]):
+                raise UserError(
+                    f"{where}: parameter limits.{name}: {list(block.limits)} must be two numbers, "
+                    "the least and the greatest value; correct it"
+                )
+        other = given.stall_action or manifest.safe_action
+        if other not in manifest.actions:
+            raise unknown("action", other, manifest.actions, f"{where}: parameter stall_action")
+        stall = StallBehaviour(given.on_stall, given.stall_hold_s, manifest.actions.index(other))
+        return RuntimeSettings(
+            real_time=given.mode == "real_time",
+            timeout_s=self._timeout_s,
+            recover_after=given.recover_after,
+            limits={
+                name: (block.limits[0], block.limits[1])
+                for name, block in by_block.items()
+                if block.limits
+            },
+            max_identical={name: block.max_identical for name, block in by_block.items()},
+            stall=stall,
         )
 
     def _make_timers(self) -> None:
-        # Steady time: a jump of the system clock or of simulated time must not disarm the
-        # watchdog.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        periods = {
-            self._check_watchdog: self._timeout_s / 4,
-            self._publish_diagnostics: DIAGNOSTICS_PERIOD_S,
-        }
+        period_s = 1.0 / self._rate_hz
+        # Often enough that silence is noticed well within a period.
+        check_s = max(LEAST_CHECK_S, min(self._timeout_s / 4, period_s / 2))
+        periods = {self._check_watchdog: check_s}
         if self._given.mode == "real_time":
-            periods[self._on_period] = 1.0 / self._rate_hz
-        for callback, period_s in periods.items():
-            timer = self.create_timer(period_s, callback, clock=steady)
+            periods = {self._check_inputs: check_s, self._on_period: period_s}
+            # In lock-step, steps say what follows what; here it is time.
+            forward = Duration(seconds=max(FUTURE_S, self._timeout_s))
+            threshold = JumpThreshold(
+                min_forward=forward, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+            )
+            jumps = self.get_clock().create_jump_callback(
+                threshold, post_callback=self._on_clock_jump
+            )
+            self._entities.append(jumps.unregister)
+        for callback, seconds in periods.items():
+            timer = self.create_timer(seconds, callback, clock=self._steady)
             self._entities.append(functools.partial(self.destroy_timer, timer))
 
     def _activate(self) -> None:
+        assert self._runtime is not None
+        if self._given.sole_publisher:
+            time.sleep(DISCOVERY_S)
+            others = peers.rivals(self, self._action.topic_name)
+            if others:
+                raise UserError(
+                    f"{self._action.topic_name}: {', '.join(others)} publishes there already; end "
+                    "it first, or set sole_publisher:=false"
+                )
+        self._runtime.forget()
         self._watchdog = Watchdog(self._timeout_s, time.monotonic())
+        self._activations += 1
+        self._readings = 0
+        self._overruns.forget()
+        self._last: Decision | None = None
         self._active = True
 
     def _deactivate(self) -> None:
@@ -176,14 +316,21 @@ class PolicyNode(LifecycleNode):
             return
         self._active = False
         assert self._runtime is not None
-        self._publish(self._runtime.safe("deactivated"))
+        self._send(self._runtime.safe("deactivated"))
+        if self._body is not None:
+            self._body.stop()
         self._action.wait_for_all_acked(Duration(seconds=ACKNOWLEDGED_WITHIN_S))
 
     def _cleanup(self) -> None:
         self._deactivate()
         while self._entities:
             self._entities.pop()()
-        self._runtime = None
+        self._sensors.clear()
+        self._runtime = self._body = None
+
+    def _destroy_sensor(self, subscription: Subscription[Any]) -> None:
+        self._callback_group.forget(subscription)
+        self.destroy_subscription(subscription)
 
     # Acting
 
@@ -192,74 +339,265 @@ class PolicyNode(LifecycleNode):
         if not self._active or runtime is None:
             return
         now_s = time.monotonic()
-        if not runtime.receive(index, message.episode, message.step, message.data, now_s):
+        if self._callback_group.message_taken(self._sensors[index]):
+            self._floods[self._sensors[index].topic_name] += 1
+        age_s = self._age_s(message) if self._given.stamps == "header" else 0.0
+        if not runtime.receive(index, message.episode, message.step, message.data, now_s, age_s):
             return
         if self._given.mode == "lock_step":
             stamp = runtime.complete()
             if stamp is not None:
                 self._watchdog.feed(now_s)
-                self._publish(runtime.decide(stamp))
+                self._publish(runtime.decide(stamp, now_s))
+
+    def _age_s(self, message: FeatureBlock) -> float | None:
+        stamp = message.header.stamp
+        if stamp.sec == 0 and stamp.nanosec == 0:
+            return None
+        measured_s: float = stamp.sec + stamp.nanosec / 1e9
+        return self.get_clock().now().nanoseconds / 1e9 - measured_s
+
+    def _on_reading(self, reading: Reading) -> None:
+        # Real sensors know no episodes: an activation is one, and a reading is a step.
+        if self._active and self._runtime is not None:
+            self._readings += 1
+            stamp = (self._activations, self._readings)
+            now_s = time.monotonic()
+            age_s = now_s - reading.measured_s
+            self._runtime.receive(reading.block, *stamp, reading.values, now_s, age_s)
 
     def _on_period(self) -> None:
-        if self._active and self._runtime is not None:
-            self._publish(self._runtime.decide_newest(time.monotonic(), self._timeout_s))
+        if not self._active or self._runtime is None:
+            return
+        now_s = time.monotonic()
+        self._watch_clock(now_s)
+        self._overruns.begin(now_s)
+        self._publish(self._runtime.decide_newest(now_s))
 
     def _check_watchdog(self) -> None:
-        lock_step = self._given.mode == "lock_step"
-        if self._active and lock_step and self._watchdog.check(time.monotonic()):
-            assert self._runtime is not None
-            self._publish(self._runtime.safe("stale"))
+        if not self._active or self._runtime is None:
+            return
+        now_s = time.monotonic()
+        self._watch_clock(now_s)
+        if self._watchdog.check(now_s):
+            self._publish(self._runtime.stall(now_s))
+        elif self._watchdog.tripped and self._given.on_stall == "hold_then_safe":
+            decision = self._runtime.stall(now_s)
+            if self._last is None or decision.action != self._last.action:
+                self._publish(decision)
+
+    def _check_inputs(self) -> None:
+        """In real time: a failure of the inputs does not wait for the period's end."""
+        acting = self._active and self._last is not None and not self._last.safe
+        if acting and self._runtime is not None:
+            now_s = time.monotonic()
+            if self._runtime.troubles(now_s):
+                self._publish(self._runtime.stall(now_s))
+
+    def _watch_clock(self, now_s: float) -> None:
+        """Note when simulated time last moved."""
+        if self._simulated:
+            reading = self.get_clock().now().nanoseconds
+            if reading != self._clock_reading:
+                self._clock_reading, self._clock_moved_s = reading, now_s
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        self.get_logger().warning("the clock has jumped: inputs are forgotten")
+        if self._runtime is not None:
+            self._runtime.forget()
 
     def _publish(self, decision: Decision) -> None:
+        """Send a decision, or what people want instead: a stop wins over all else."""
+        assert self._runtime is not None
+        if self._stops.stopped:
+            decision = self._runtime.stop(decision, "stopped")
+        else:
+            wanted = self._override.action(time.monotonic())
+            if wanted is not None:
+                decision = self._runtime.override(decision, wanted)
+        self._send(decision)
+        self._compute_s.append(decision.compute_s)
+        if not decision.safe:
+            self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())
+
+    def _send(self, decision: Decision) -> None:
         message = self._message
         message.header.stamp = self.get_clock().now().to_msg()
         message.episode, message.step = decision.stamp
         message.action = decision.action
-        message.status = AgentAction.STATUS_SAFE if decision.safe else AgentAction.STATUS_POLICY
+        message.status = decision.status
         message.compute_time_s = decision.compute_s
         self._action.publish(message)
-        self._latencies_s.append(decision.compute_s)
+        self._last = decision
+        if self._body is not None:
+            self._body.act(None if decision.safe else decision.action)
+
+    # People
+
+    def _make_oversight(self) -> None:
+        folder = oversight.state_folder(self._given.state_directory)
+        name = self._namespace.replace("/", "_") or "robot"
+        self._stops = oversight.StopLatch(folder / f"{name}.stop.json")
+        self._stopped_topic = self.create_publisher(Bool, topics.STOPPED, qos.LATCHED)
+        for who, topic in (
+            (oversight.ROBOT, topics.EMERGENCY_STOP),
+            (oversight.SWARM, topics.SWARM_STOP),
+        ):
+            hear = functools.partial(self._on_stop, who)
+            self.create_subscription(Bool, topic, hear, qos.ANY_PUBLISHER)
+            # Once more for those who asked before this node was there.
+            self._callback_group.be_patient(
+                self.create_subscription(Bool, topic, hear, qos.LATCHED)
+            )
+        self.create_service(SetBool, topics.EMERGENCY_STOP, self._on_stop_service)
+        self.create_subscription(Int32, topics.OVERRIDE, self._on_override, qos.COMMAND)
+        self.create_service(Trigger, topics.RELOAD, self._on_reload)
+        self._stopped_topic.publish(Bool(data=self._stops.stopped))
+        if self._stops.stopped:
+            self.get_logger().warning(
+                f"stopped {self._stops.reason}; what was stopped stays so until it is released"
+            )
+
+    def _on_stop(self, who: str, message: Bool) -> None:
+        self._set_stop(who, message.data)
+
+    def _on_stop_service(
+        self, request: SetBool.Request, response: SetBool.Response
+    ) -> SetBool.Response:
+        trouble = self._set_stop(oversight.ROBOT, request.data)
+        held = f"stopped {self._stops.reason}" if self._stops.stopped else "not stopped"
+        response.success = not trouble
+        response.message = f"{held}; {trouble}" if trouble else held
+        return response
+
+    def _set_stop(self, who: str, stopped: bool) -> str:
+        before = self._stops.stopped
+        # The robot first, the record after it.
+        if stopped and not before and self._active and self._runtime is not None:
+            self._send(self._runtime.safe("stopped"))
+        trouble = self._stops.set(who, stopped)
+        if trouble:
+            self.get_logger().error(f"the stop will not outlive this process: {trouble}")
+        if self._stops.stopped != before:
+            self._stopped_topic.publish(Bool(data=self._stops.stopped))
+            self.get_logger().warning(
+                f"stopped {self._stops.reason}" if self._stops.stopped else "released"
+            )
+        return trouble
+
+    def _on_override(self, message: Int32) -> None:
+        if self._runtime is not None and not self._override.set(message.data, time.monotonic()):
+            self._refused_overrides += 1
+
+    def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Read the bundle again; keep the model in use if the new one cannot take its place."""
+        runtime = self._runtime
+        try:
+            if runtime is None:
+                raise UserError("not configured; configure the node instead")
+            policy = self._load()
+            _refuse_other_interface(runtime.policy.manifest, policy.manifest)
+        except UserError as error:
+            response.message = str(error)
+            self.get_logger().error(f"cannot reload: {error}")
+            return response
+        runtime.replace(policy)
+        self._model.publish(String(data=policy.manifest.model.sha256))
+        response.success = True
+        response.message = f"model {policy.manifest.model.sha256[:12]}"
+        return response
 
     # Reporting
 
+    def _make_diagnostics(self) -> None:
+        self._health = health.Health()
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS
+        )
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=self._steady)
+
     def _publish_diagnostics(self) -> None:
-        runtime = self._runtime
-        if runtime is None:
-            return
-        ages = runtime.ages_s(time.monotonic())
-        level, summary = self._health(ages)
-        ordered_ms = [1e3 * seconds for seconds in sorted(self._latencies_s)] or [0.0]
-        last = len(ordered_ms) - 1
-        values = {
-            "bundle": self._given.bundle,
-            "mode": self._given.mode,
-            "compute_p50_ms": f"{ordered_ms[round(0.50 * last)]:.3f}",
-            "compute_p99_ms": f"{ordered_ms[round(0.99 * last)]:.3f}",
-            **{f"age_s/{name}": f"{age:.3f}" for name, age in ages.items()},
-            **{f"dropped/{reason}": str(count) for reason, count in runtime.drops.items()},
-            **{f"decided/{reason}": str(count) for reason, count in runtime.decisions.items()},
-        }
+        now_s = time.monotonic()
+        report = self._health.report(self._snapshot(now_s), now_s)
         status = DiagnosticStatus(
-            level=level,
-            name=f"{self.get_namespace().strip('/') or 'robot'}: policy",
-            hardware_id=self.get_namespace().strip("/"),
-            message=summary,
-            values=[KeyValue(key=key, value=value) for key, value in values.items()],
+            level=bytes([report.level]),
+            name=f"{self._namespace or 'robot'}: policy",
+            hardware_id=self._namespace,
+            message=report.message,
+            values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
         )
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
-    def _health(self, ages_s: dict[str, float]) -> tuple[bytes, str]:
-        if not self._active:
-            return DiagnosticStatus.OK, "inactive"
-        waiting = [name for name, age in ages_s.items() if age == float("inf")]
-        if waiting:
-            return DiagnosticStatus.WARN, f"waiting for {', '.join(waiting)}"
-        stale = [f"{n} ({age:.1f} s)" for n, age in ages_s.items() if age > self._timeout_s]
-        if stale:
-            return DiagnosticStatus.ERROR, f"safe action: stale {', '.join(stale)}"
-        return DiagnosticStatus.OK, "acting"
+    def _snapshot(self, now_s: float) -> health.Snapshot:
+        given, runtime = self._given, self._runtime
+        told = {"bundle": given.bundle, "mode": given.mode}
+        if runtime is None:
+            return health.Snapshot(
+                self._state, False, told, self._failure, stopped=self._stops.reason
+            )
+        return health.Snapshot(
+            state=self._state,
+            acting=self._active,
+            given=told | {"rate_hz": f"{self._rate_hz:g}", "timeout_s": f"{self._timeout_s:g}"},
+            failure=self._failure,
+            manifest=runtime.policy.manifest,
+            signature=runtime.policy.vouched,
+            stopped=self._stops.reason,
+            overridden=self._override.action(now_s) is not None,
+            clock_paused=self._simulated and now_s - self._clock_moved_s > self._timeout_s / 2,
+            problems=self._peer_problems(),
+            troubles=runtime.troubles(now_s),
+            ages_s=runtime.ages_s(now_s),
+            counts=self._counts(runtime),
+            missed_periods=self._overruns.missed,
+            late_in_a_row=self._overruns.in_a_row,
+            compute_s=self._compute_s,
+            latency_s=self._latency_s,
+        )
+
+    def _counts(self, runtime: PolicyRuntime) -> dict[str, int]:
+        groups = {
+            "dropped": runtime.drops,
+            "decided": runtime.decisions,
+            "clipped": runtime.clipped(),
+            "flooded": self._floods,
+        }
+        counts = {
+            f"{group}/{reason}": count
+            for group, by_reason in groups.items()
+            for reason, count in by_reason.items()
+        }
+        if self._refused_overrides:
+            counts["dropped/override"] = self._refused_overrides
+        return counts
+
+    def _peer_problems(self) -> list[str]:
+        action = self._action.topic_name
+        found = [
+            problem
+            for sensor in self._sensors
+            for problem in peers.publisher_problems(self, sensor.topic_name, sensor.msg_type)
+        ]
+        found += peers.listener_problems(self, action, AgentAction)
+        others = peers.rivals(self, action)
+        if others:
+            found.append(f"{action}: {', '.join(others)} publishes there, too")
+        return found
+
+
+def _refuse_other_interface(old: Manifest, new: Manifest) -> None:
+    """Raise a `UserError` that names all in which a model cannot take another's place."""
+    differing = [
+        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
+        for key in ("task", "agent", "blocks", "actions", "safe_action", "legal_actions_vary")
+        if getattr(new, key) != getattr(old, key)
+    ]
+    if differing:
+        raise UserError(
+            f"the new model has {'; '.join(differing)}; configure the node anew for it"
+        )
 
 
 def main(args: list[str] | None = None) -> int:

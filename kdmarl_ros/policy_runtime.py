@@ -1,25 +1,31 @@
 """The newest inputs become a decision: everything a policy node knows that is not ROS.
 
-Time is steady time in seconds. An input is identified by (episode, step); within an episode steps
-only grow. Another episode begins anew, whatever its number: a restarted simulator may count from
-zero. So does step 0 of the same episode: a simulator that was killed plays it from its start.
+Time is steady time in seconds; what identifies an input is said in `inputs`.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from kdmarl_core.bundle import BundlePolicy
-from kdmarl_ros.safety import check_values
+from kdmarl_core.bundle import ACTION_MASK, BundlePolicy
+from kdmarl_ros.inputs import NEVER, Input, InputRules, Stamp
+from kdmarl_ros.safety import Mask, StallBehaviour, check_mask, legal_action
 
-Stamp = tuple[int, int]  # episode, step
-NEVER: Stamp = (-1, -1)
+
+class Status(IntEnum):
+    """Who chose an action: the constants of `AgentAction`."""
+
+    POLICY = 0
+    SAFE = 1
+    OVERRIDE = 2
 
 
 class Decision(NamedTuple):
@@ -27,54 +33,105 @@ class Decision(NamedTuple):
 
     stamp: Stamp
     action: int
-    safe: bool  # True: the safe action, not the policy's choice
-    reason: str  # why it is the safe action, else empty
+    status: Status
+    reason: str  # why it is not the policy's choice, else empty
     compute_s: float
 
+    @property
+    def safe(self) -> bool:
+        """Whether it is the safe action, or what stands in for it."""
+        return self.status == Status.SAFE
 
-@dataclass
-class _Input:
-    name: str
-    part: slice  # of the observation
-    size: int
-    stamp: Stamp = NEVER
-    received_s: float = float("-inf")
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How a robot treats its inputs, in lock-step unless `real_time`."""
+
+    real_time: bool = False
+    timeout_s: float = math.inf  # of every input
+    recover_after: int = 1  # good messages of an input after a silence
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by block
+    max_identical: Mapping[str, int] = field(default_factory=dict)  # by block
+    stall: StallBehaviour = field(default_factory=StallBehaviour)
+
+    def rules(self, block: str) -> InputRules:
+        """What is asked of one block."""
+        return InputRules(
+            timeout_s=self.timeout_s,
+            recover_after=self.recover_after,
+            repeats=not self.real_time,
+            limits=self.limits.get(block),
+            max_identical=self.max_identical.get(block, 0),
+        )
 
 
 class PolicyRuntime:
     """One robot's inputs, its policy, and what it decided last."""
 
-    def __init__(self, policy: BundlePolicy) -> None:
+    def __init__(
+        self, policy: BundlePolicy, settings: RuntimeSettings = RuntimeSettings()
+    ) -> None:
+        manifest = policy.manifest
         self._policy = policy
-        self._observation = np.zeros(policy.manifest.observation_size, np.float32)
-        self._inputs: list[_Input] = []
+        self._settings = settings
+        self._observation = np.zeros(manifest.observation_size, np.float32)
+        self._legal = np.zeros(len(manifest.actions), np.float32)
+        self._inputs: list[Input] = []
         start = 0
-        for block in policy.manifest.blocks:
-            part = slice(start, start + block.size)
-            self._inputs.append(_Input(block.name, part, block.size))
+        for block in manifest.blocks:
+            values = self._observation[start : start + block.size]
+            self._inputs.append(Input(block.name, values, settings.rules(block.name)))
             start += block.size
+        self._mask_input: Input | None = None
+        if manifest.legal_actions_vary:
+            rules = settings.rules(ACTION_MASK)
+            self._mask_input = Input(ACTION_MASK, self._legal, rules, check_mask)
+            self._inputs.append(self._mask_input)
         self._decided = NEVER
+        self._seen = b""  # what the policy's newest answer was given for
         self._answer: Decision | None = None  # the policy's newest, whatever was published since
+        self._news = False  # whether anything has come since
+        self._stalled_s: float | None = None  # since when inputs have failed
+        self._interrupted = False  # whether they failed since the policy's newest answer
         self.drops: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
 
-    def receive(
-        self, index: int, episode: int, step: int, data: Sequence[float], now_s: float
-    ) -> bool:
-        """Take in block number `index`; False if it was dropped (counted by reason).
+    @property
+    def policy(self) -> BundlePolicy:
+        """The policy in use."""
+        return self._policy
 
-        A repetition of the newest stamp is accepted: a simulator repeats what was not answered.
+    def replace(self, policy: BundlePolicy) -> None:
+        """Use another policy of the same inputs and actions, from its initial state."""
+        self._policy = policy
+        self._forget_decisions()
+
+    def forget(self) -> None:
+        """Drop all inputs and the recurrent state: what was seen says nothing of now."""
+        for entry in self._inputs:
+            entry.forget()
+        self._forget_decisions()
+
+    def receive(
+        self,
+        index: int,
+        episode: int,
+        step: int,
+        data: Sequence[float],
+        now_s: float,
+        age_s: float | None = 0.0,
+    ) -> bool:
+        """Take in input number `index`; False if it was dropped (counted by reason).
+
+        The inputs are the manifest's blocks in their order and, if the robot's legal actions
+        vary, the action mask. `age_s` as in `Input.take`.
         """
         entry = self._inputs[index]
-        reason = check_values(data, entry.size)
-        if reason is None and episode == entry.stamp[0] and 0 < step < entry.stamp[1]:
-            reason = "old"
+        reason = entry.take((episode, step), data, now_s, age_s)
         if reason is not None:
             self.drops[f"{entry.name}/{reason}"] += 1
             return False
-        entry.stamp = (episode, step)
-        entry.received_s = now_s
-        self._observation[entry.part] = data
+        self._news = True
         return True
 
     def complete(self) -> Stamp | None:
@@ -84,41 +141,143 @@ class PolicyRuntime:
             return None
         return first
 
-    def decide(self, stamp: Stamp) -> Decision:
-        """Decide on the inputs as they are; repeats the last decision for the same stamp."""
-        if self._answer is not None and self._answer.stamp == stamp:
-            return self._answer
-        begun = time.perf_counter()
-        if stamp[0] != self._decided[0] or stamp < self._decided:
-            self._policy.reset()
-        self._decided = stamp
-        try:
-            action, reason = self._policy.act(self._observation), ""
-        except FloatingPointError:
-            self._policy.reset()
-            action, reason = self._policy.manifest.safe_index, "non_finite_output"
-        elapsed = time.perf_counter() - begun
-        self._answer = self._counted(Decision(stamp, action, reason != "", reason, elapsed))
-        return self._answer
+    def decide(self, stamp: Stamp, now_s: float = 0.0) -> Decision:
+        """Lock-step: decide on a whole step; repeats the last decision for the same step.
 
-    def decide_newest(self, now_s: float, timeout_s: float) -> Decision:
-        """Real time: decide on the newest value of each input, unless one is missing or stale."""
-        stale = [e.name for e in self._inputs if not now_s - e.received_s <= timeout_s]
-        if stale:
-            return self.safe(f"stale: {', '.join(stale)}")
-        self._answer = None
-        return self.decide(max(entry.stamp for entry in self._inputs))
+        Step 0 with other values is another episode under the same number; another step with other
+        values than before is not believed. A recurrent policy lives through every step once. It
+        keeps its state over a silence if the next step follows the last one, as the world stood
+        still meanwhile; it begins anew if steps were missed.
+        """
+        answer, last = self._answer, self._decided
+        anew = stamp[0] != last[0] or stamp < last
+        if answer is not None and answer.stamp == stamp:
+            if self._seen == self._all_values():
+                return answer
+            if stamp[1] != 0:
+                return self.safe("contradiction")
+            anew = True
+        doubts = self._doubts()
+        if doubts:
+            return self._stall(doubts, now_s)
+        if anew or (self._interrupted and stamp[1] > last[1] + 1):
+            self._policy.reset()
+        return self._think(stamp)
+
+    def decide_newest(self, now_s: float) -> Decision:
+        """Real time: decide on the newest value of each input, unless one cannot be used.
+
+        Each set of inputs is thought about once: without news the last answer stands. After a
+        stall the policy begins anew.
+        """
+        troubles = self.troubles(now_s)
+        if troubles:
+            return self._stall(troubles, now_s)
+        stamp, last = self._newest(), self._decided
+        if self._interrupted or stamp[0] != last[0] or stamp < last:
+            self._policy.reset()
+        elif self._answer is not None and not self._news:
+            return self._counted(self._answer)
+        return self._think(stamp)
+
+    def stall(self, now_s: float) -> Decision:
+        """What is published while inputs cannot be used, under the newest stamp seen."""
+        return self._stall(self.troubles(now_s), now_s)
 
     def safe(self, reason: str) -> Decision:
         """The safe action, under the newest stamp seen."""
-        stamp = max((entry.stamp for entry in self._inputs), default=NEVER)
-        action = self._policy.manifest.safe_index
-        return self._counted(Decision(max(stamp, (0, 0)), action, True, reason, 0.0))
+        return self._unpolitic(self._policy.manifest.safe_index, reason)
+
+    def override(self, decision: Decision, action: int) -> Decision:
+        """A person's action, as far as it is legal, in place of a decision."""
+        legal = legal_action(action, self.mask())
+        return self._counted(decision._replace(action=legal, status=Status.OVERRIDE, reason=""))
+
+    def stop(self, decision: Decision, reason: str) -> Decision:
+        """The safe action in place of a decision, whoever made it."""
+        safe = legal_action(self._policy.manifest.safe_index, self.mask())
+        return self._counted(decision._replace(action=safe, status=Status.SAFE, reason=reason))
+
+    def mask(self) -> Mask | None:
+        """The legal actions as last known; None if all are, or none is known."""
+        if self._mask_input is None or self._mask_input.stamp == NEVER:
+            return None
+        mask: Mask = self._legal > 0.5
+        return mask
+
+    def troubles(self, now_s: float) -> dict[str, list[str]]:
+        """Names of the inputs that cannot be acted on, by reason."""
+        found: dict[str, list[str]] = {}
+        for entry in self._inputs:
+            word = entry.trouble(now_s)
+            if word is not None:
+                found.setdefault(word, []).append(entry.name)
+        return found
 
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Seconds since each input was last good; infinite for one that never came."""
         return {entry.name: now_s - entry.received_s for entry in self._inputs}
 
+    def clipped(self) -> dict[str, int]:
+        """Messages with values beyond the limits, by input, where there were any."""
+        return {entry.name: entry.clipped for entry in self._inputs if entry.clipped}
+
+    def newest_received_s(self) -> float:
+        """When the newest good input came."""
+        return max(entry.received_s for entry in self._inputs)
+
+    def _newest(self) -> Stamp:
+        return max(max(entry.stamp for entry in self._inputs), (0, 0))
+
+    def _all_values(self) -> bytes:
+        return self._observation.tobytes() + self._legal.tobytes()
+
+    def _doubts(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for entry in self._inputs:
+            word = entry.doubt()
+            if word is not None:
+                found.setdefault(word, []).append(entry.name)
+        return found
+
+    def _forget_decisions(self) -> None:
+        self._policy.reset()
+        self._answer, self._decided = None, NEVER
+
+    def _think(self, stamp: Stamp) -> Decision:
+        begun = time.perf_counter()
+        self._stalled_s, self._interrupted, self._news = None, False, False
+        self._decided, self._seen = stamp, self._all_values()
+        mask, reason = self.mask(), ""
+        if mask is not None and not mask.any():
+            mask, reason = None, "no_legal_action"
+        try:
+            action = self._policy.act(self._observation, mask)
+        except FloatingPointError:
+            self._policy.reset()
+            reason = "non_finite_output"
+        if reason:
+            action = legal_action(self._policy.manifest.safe_index, mask)
+        elapsed = time.perf_counter() - begun
+        status = Status.SAFE if reason else Status.POLICY
+        self._answer = self._counted(Decision(stamp, action, status, reason, elapsed))
+        return self._answer
+
+    def _stall(self, troubles: Mapping[str, list[str]], now_s: float) -> Decision:
+        if self._stalled_s is None:
+            self._stalled_s = now_s
+        self._interrupted = True
+        reason = "; ".join(f"{word}: {', '.join(names)}" for word, names in troubles.items())
+        last = self._answer.action if self._answer and not self._answer.reason else None
+        action = self._settings.stall.choose(
+            self._policy.manifest.safe_index, last, now_s - self._stalled_s
+        )
+        return self._unpolitic(action, reason or "stale")
+
+    def _unpolitic(self, action: int, reason: str) -> Decision:
+        legal = legal_action(action, self.mask())
+        return self._counted(Decision(self._newest(), legal, Status.SAFE, reason, 0.0))
+
     def _counted(self, decision: Decision) -> Decision:
-        self.decisions[decision.reason or "policy"] += 1
+        self.decisions[decision.reason or decision.status.name.lower()] += 1
         return decision

@@ -1,11 +1,18 @@
 """Named QoS profiles; no other module makes one."""
 
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 RELIABILITIES = {
     "best_effort": ReliabilityPolicy.BEST_EFFORT,
     "reliable": ReliabilityPolicy.RELIABLE,
 }
+
+# A process that is killed is missed after this time; discovery alone takes 20 s to notice.
+LEASE_S = 1.0
+
+
+RECORDER_DEPTH = 1000
 
 
 def sensor(reliability: str) -> QoSProfile:
@@ -13,21 +20,39 @@ def sensor(reliability: str) -> QoSProfile:
     return QoSProfile(depth=1, reliability=RELIABILITIES[reliability])
 
 
-# The newest action only, delivered.
-ACTION = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+def recorded(offered: QoSProfile) -> QoSProfile:
+    """A subscription that matches what is offered and holds what a recorder has yet to take."""
+    return QoSProfile(
+        depth=RECORDER_DEPTH, reliability=offered.reliability, durability=offered.durability
+    )
+
+
+# The newest action only, delivered, from a robot that is known to live.
+ACTION = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    liveliness=LivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=Duration(seconds=LEASE_S),
+)
 
 # Every step result of an episode, delivered.
 STEP_RESULT = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+
+# A person's commands that hold only as long as they are repeated.
+COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+
+# The last word, also for those who come later: stops, what model flies, pictures.
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+# For a subscription that hears every publisher, whatever it offers.
+ANY_PUBLISHER = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 # What /diagnostics is by convention.
 DIAGNOSTICS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 
 # The conventional profile of /clock.
 CLOCK = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-
-# Late viewers get the last picture.
-MARKERS = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)

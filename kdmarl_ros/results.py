@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, parse_json
 
 
@@ -20,6 +21,8 @@ from kdmarl_core.schema import from_mapping, parse_json
 class EpisodeResult:
     """A finished episode as the bridge saw it."""
 
+    team: str
+    models: tuple[str, ...]  # SHA-256 of each robot's model, as the robots said
     index: int
     seed: int
     team_return: float
@@ -32,6 +35,8 @@ class EpisodeResult:
     compute_s: tuple[float, ...]  # the robots' own part of it
     missed_deadlines: int  # answers that did not come in time
     safe_actions: int  # answers that were the robot's safe action
+    overridden_actions: int  # answers that were a person's
+    illegal_actions: int  # impossible at their moment, so that another action was applied
     seconds: float  # wall-clock
 
 
@@ -78,6 +83,46 @@ def read(path: Path) -> list[EpisodeResult]:
     return Reader(path).new()
 
 
+def check_same_run(
+    path: Path, earlier: Sequence[EpisodeResult], team: str, seeds: Callable[[int], int]
+) -> None:
+    """Refuse to go on behind episodes of another team, or of other seeds.
+
+    Args:
+        path: the results file.
+        earlier: what it holds.
+        team: name of the team that is to play.
+        seeds: an episode's seed by its index.
+
+    Raises:
+        UserError: an episode is not of this run.
+    """
+    for episode in earlier:
+        if episode.team != team:
+            raise UserError(
+                f"{path}: episode {episode.index} was played by team '{episode.team}', not "
+                f"'{team}'; give another results file"
+            )
+        if episode.seed != seeds(episode.index):
+            raise UserError(
+                f"{path}: episode {episode.index} was not played with this seed; give that run's "
+                "seed, or another results file"
+            )
+
+
+def check_same_models(
+    path: Path, earlier: Sequence[EpisodeResult], robots: Sequence[str], models: Sequence[str]
+) -> None:
+    """Refuse to mix episodes of robots that fly other models; raises `UserError` if they do."""
+    for episode in earlier:
+        for robot, then, now in zip(robots, episode.models, models, strict=True):
+            if then != now:
+                raise UserError(
+                    f"{path}: in episode {episode.index}, {robot} flew the model {then[:12]}, now "
+                    f"it has {now[:12]}; give it that bundle again, or another results file"
+                )
+
+
 def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Figures of a run: mean return, steps per second, latency percentiles, misses.
 
@@ -99,6 +144,8 @@ def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "compute_p99_ms": _percentile_ms(compute_s, 99),
         "missed_deadlines": sum(result.missed_deadlines for result in results),
         "safe_actions": sum(result.safe_actions for result in results),
+        "overridden_actions": sum(result.overridden_actions for result in results),
+        "illegal_actions": sum(result.illegal_actions for result in results),
     }
 
 

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import signal
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
 import rclpy
 from rclpy.callback_groups import CallbackGroup
+from rclpy.executors import Executor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.waitable import Waitable
 
 from kdmarl_core.errors import EXIT_USER_ERROR, UserError
+from kdmarl_ros.security import ENABLE, KEYSTORE
 
+IDLE_WAKE_S = 0.1  # how soon a signal is noticed while nothing arrives
+OVERDUE_S = 0.05  # how late a wait may end, and how often that is looked at
 TURN_EVERY_S = 0.1
 TURN_CALLBACKS = 20
+
+# What one topic may send, unless said otherwise: several times what a lock-step swarm needs.
+MESSAGES_PER_S = 2000.0
+WINDOW_S = 0.05
 
 # Set to a process number by a supervisor whose nodes must not outlive it.
 PARENT_VARIABLE = "KDMARL_PARENT"
@@ -46,12 +58,42 @@ class MessagesFirst(CallbackGroup):
     times more services and event handlers than sensors. Left out of most waits they cost nothing;
     when nothing streams they are waited for like all else. The node's one thread must call
     `callback_done` after every `spin_once`.
+
+    A topic that floods rests, too: once it has had its share of a short time, it is left out of
+    the waits until that time is over, and its newest message is taken then.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._next_turn_s = 0.0
         self._left = TURN_CALLBACKS
+        self._patient: set[object] = set()
+        self._window_ends_s = 0.0
+        self._window_messages = WINDOW_S * MESSAGES_PER_S
+        self._taken: Counter[object] = Counter()  # messages of this window
+        self._flooding: set[object] = set()
+
+    def be_patient(self, entity: object) -> None:
+        """Let this subscription rest as services do."""
+        self._patient.add(entity)
+
+    def limit_rate(self, messages_per_s: float) -> None:
+        """How much one topic may send before it floods."""
+        self._window_messages = max(2.0, WINDOW_S * messages_per_s)
+
+    def forget(self, entity: object) -> None:
+        """It is about to be destroyed."""
+        self._patient.discard(entity)
+        self._taken.pop(entity, None)
+        self._flooding.discard(entity)
+
+    def message_taken(self, subscription: object) -> bool:
+        """A message has come; True if the topic floods and rests from now on for a while."""
+        self._taken[subscription] += 1
+        if self._taken[subscription] < self._window_messages:
+            return False
+        self._flooding.add(subscription)
+        return True
 
     def callback_done(self) -> None:
         """A callback has run, or the wait has timed out."""
@@ -62,10 +104,22 @@ class MessagesFirst(CallbackGroup):
         if now_s >= self._next_turn_s:
             self._next_turn_s = now_s + TURN_EVERY_S
             self._left = TURN_CALLBACKS
+        if now_s >= self._window_ends_s:
+            self._window_ends_s = now_s + WINDOW_S
+            self._taken.clear()
+            self._flooding.clear()
+
+    def wait_s(self) -> float:
+        """How long the next wait may last."""
+        return WINDOW_S if self._flooding else IDLE_WAKE_S
 
     def can_execute(self, entity: object) -> bool:
         """Whether rclpy may wait for it, and run it, now."""
-        return self._left > 0 or not isinstance(entity, (Service, Waitable))
+        if entity in self._flooding:
+            return False
+        if self._left > 0:
+            return True
+        return not isinstance(entity, (Service, Waitable)) and entity not in self._patient
 
     def beginning_execution(self, entity: object) -> bool:
         """Nothing excludes anything: there is one thread."""
@@ -73,6 +127,39 @@ class MessagesFirst(CallbackGroup):
 
     def ending_execution(self, entity: object) -> None:
         """Nothing to release."""
+
+
+class PunctualSpinner:
+    """Spins an executor whose waits end in time even if the system's clock is set meanwhile.
+
+    The middleware waits until a time of the system's clock. Set back by an hour during a wait, it
+    would wait for an hour, and no timer would run. A thread that goes by steady time wakes it.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._due_s = math.inf
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def spin_once(self, timeout_s: float) -> None:
+        """As the executor's own, with the wait's end guarded."""
+        self._due_s = time.monotonic() + timeout_s + OVERDUE_S
+        try:
+            self._executor.spin_once(timeout_sec=timeout_s)
+        finally:
+            self._due_s = math.inf
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(OVERDUE_S):
+            if time.monotonic() > self._due_s:
+                self._executor.wake()
 
 
 class Runnable(Protocol):
@@ -91,15 +178,30 @@ class Runnable(Protocol):
 def main(make_node: Callable[[], Runnable], args: list[str] | None = None) -> int:
     """Run one node to its end; returns the exit code.
 
+    Where topics are to be secured and cannot be, that is one line, too.
+    """
+    try:
+        return _main(make_node, args)
+    except rclpy_implementation.RCLError as error:
+        if os.environ.get(ENABLE, "").lower() != "true":
+            raise
+        reason = " ".join(str(error).split()).split(", at /")[0]
+        print(f"kdmarl: topics cannot be secured: {reason}; see {KEYSTORE}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _main(make_node: Callable[[], Runnable], args: list[str] | None) -> int:
+    """Run one node.
+
     Signals set a flag instead of shutting the context down, so that `close` can still publish the
     safe action (fault table, row 22).
     """
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop.request)
     _die_with_parent(stop)
     try:
+        _init(args)
         node = make_node()
         gc.collect()
         gc.freeze()  # what exists now lives as long as the process: never scan it again
@@ -114,6 +216,14 @@ def main(make_node: Callable[[], Runnable], args: list[str] | None = None) -> in
     finally:
         rclpy.try_shutdown()
     return 0
+
+
+def _init(args: list[str] | None) -> None:
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # a parameter file that is missing or no YAML
+        reason = str(error).split(", at /")[0]
+        raise UserError(f"{reason}; correct the command line or the parameter file") from None
 
 
 def _die_with_parent(stop: Stop) -> None:

@@ -27,6 +27,7 @@ def fly(
     logs: Path,
     stop: Event,
     report: Callable[[list[EpisodeResult]], None],
+    warn: Callable[[str], None],
 ) -> list[EpisodeResult]:
     """Start all processes, wait for the last episode or `stop`, end all processes.
 
@@ -35,6 +36,7 @@ def fly(
         logs: folder that receives what each process prints.
         stop: set it to end early.
         report: called with the episodes that were finished since the last call.
+        warn: called with what went wrong with a recording; the swarm flies on.
 
     Raises:
         UserError: a process ended before its time.
@@ -49,15 +51,24 @@ def fly(
             finished.extend(new)
             report(new)
 
+    def warn_of_recorder() -> None:
+        recorder = deployment.recorder
+        if recorder and not warned and children[recorder.label].poll() not in (None, 0):
+            warned.append(str(_ended(recorder, children[recorder.label], logs)))
+            warn(warned[0])
+
+    warned: list[str] = []
     with _running(deployment, logs) as children:
         bridge = children[deployment.bridge.label]
         while bridge.poll() is None and not stop.is_set():
+            warn_of_recorder()
             _refuse_dead_robots(deployment, children, logs)
             take()
             stop.wait(POLL_S)
         if bridge.poll() not in (None, 0):
             raise _ended(deployment.bridge, bridge, logs)
     take()
+    warn_of_recorder()
     return finished
 
 
@@ -80,7 +91,7 @@ def _start(process: Process, logs: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C is ours to pass on, once
-            env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+            env={**os.environ, PARENT_VARIABLE: str(os.getpid()), **process.environment},
         )
 
 

@@ -1,18 +1,41 @@
-"""Topic and node names, each stated once. All are relative: namespaces and remapping apply."""
+"""Topic, service and node names, each stated once.
+
+All but those with a leading slash are relative: namespaces and remapping apply.
+"""
+
+from collections.abc import Iterable
+
+from kdmarl_core.bundle import ACTION_MASK
 
 ACTION = "action"
+MODEL = "model"
+EMERGENCY_STOP = "emergency_stop"  # a topic and a service
+STOPPED = "stopped"
+OVERRIDE = "override"
+RELOAD = "~/reload"
+
 STEP = "swarm/step"
 MARKERS = "swarm/markers"
+SWARM_STOP = "/swarm/emergency_stop"  # a topic and a service; absolute: robots have namespaces
+PAUSE = "~/pause"
+SINGLE_STEP = "~/step"
+
 CLOCK = "/clock"  # absolute by ROS convention
 DIAGNOSTICS = "/diagnostics"  # absolute by ROS convention
 
 POLICY_NODE = "policy"
 BRIDGE_NODE = "bridge"
+RECORDER_NODE = "recorder"
 
 
-def sensor(block: str) -> str:
-    """A robot's topic for one block."""
-    return f"sensors/{block}"
+def inputs(blocks: Iterable[str], *, masked: bool) -> list[str]:
+    """Names of all that a robot is sent: its blocks and, if masked, its legal actions."""
+    return [*blocks, *([ACTION_MASK] if masked else [])]
+
+
+def sensor(name: str) -> str:
+    """A robot's topic for one input."""
+    return f"sensors/{name}"
 
 
 def of_robot(robot: str, topic: str) -> str:

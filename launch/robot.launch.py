@@ -1,43 +1,64 @@
-"""One robot's policy, with its bundle and its parameter file.
+"""One robot's policy, with its bundle and its parameter files.
 
-`ros2 launch kdmarl_ros robot.launch.py robot:=robot_0 bundle:=DIR parameters:=FILE`
+`ros2 launch kdmarl_ros robot.launch.py robot:=robot_0 bundle:=DIR`
 """
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from kdmarl_ros.deployment import PACKAGE
-from kdmarl_ros.topics import POLICY_NODE
-from launch import LaunchDescription
+from kdmarl_ros.deployment import (
+    LAUNCH_SECURITY,
+    PACKAGE,
+    launch_overrides,
+    launch_security,
+    plan_robot,
+)
+from launch import LaunchContext, LaunchDescription
 
+RESPAWN_DELAY_S = 1.0
 ARGUMENTS = (
     ("robot", None, "name of the robot: its namespace"),
     ("bundle", None, "folder of its bundle: model.onnx and manifest.json"),
-    ("parameters", None, "its parameter file, under the node name /<robot>/policy"),
+    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
+    ("rate", "", "decisions per second in real-time mode; empty: as the parameter files say"),
+    ("use_sim_time", "false", "stamp with the time of /clock"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("respawn", "false", "start the node again when it ends"),
+    *LAUNCH_SECURITY,
 )
 
 
 def generate_launch_description() -> LaunchDescription:
     """One managed node that configures and activates itself."""
-    robot = LaunchConfiguration("robot")
-    node = Node(
-        package=PACKAGE,
-        executable="policy_node",
-        name=POLICY_NODE,
-        namespace=robot,
-        parameters=[
-            LaunchConfiguration("parameters"),
-            {"bundle": LaunchConfiguration("bundle")},
-        ],
-        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
-        respawn=LaunchConfiguration("respawn"),
-        output="screen",
-    )
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=description)
         for name, default, description in ARGUMENTS
     ]
-    return LaunchDescription([*declared, node])
+    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+
+
+def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The planned process as a launch action."""
+    given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    process = plan_robot(
+        given["robot"],
+        bundle=given["bundle"],
+        robots=given["robots"],
+        overrides=launch_overrides(given["rate"], given["use_sim_time"]),
+        security=launch_security(given),
+    )
+    node = Node(
+        package=PACKAGE,
+        executable=process.executable,
+        name=process.name,
+        namespace=process.namespace,
+        parameters=[process.parameters],
+        ros_arguments=[*process.enclave_arguments, "--log-level", given["log_level"]],
+        additional_env=dict(process.environment),
+        respawn=LaunchConfiguration("respawn"),
+        respawn_delay=RESPAWN_DELAY_S,
+        output="screen",
+    )
+    return [node]

@@ -1,10 +1,12 @@
 """A team in its simulator: `ros2 launch kdmarl_ros swarm.launch.py team:=simple_spread`."""
 
 from pathlib import Path
+from typing import Any
 
 from launch.actions import (
     DeclareLaunchArgument,
     IncludeLaunchDescription,
+    LogInfo,
     OpaqueFunction,
     Shutdown,
 )
@@ -13,19 +15,34 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from kdmarl_ros.deployment import PACKAGE, plan_swarm
+from kdmarl_ros.deployment import (
+    LAUNCH_SECURITY,
+    PACKAGE,
+    RECORDING,
+    Process,
+    launch_overrides,
+    launch_security,
+    launch_switch,
+    plan_swarm,
+)
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = (
     ("team", "simple_spread", "name of a team that ships, or a team file"),
     ("bundles", "", "folder with one bundle per robot; empty: runs/bundles/<team>"),
-    ("robots", "", "folder with one parameter file per robot; empty: the one that ships"),
+    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
     ("episodes", "100", "episodes to play"),
     ("seed", "0", "base seed of the episodes"),
     ("results", "episodes.jsonl", "file that gets one JSON line per finished episode"),
+    ("rate", "", "decisions per second in real-time mode; empty: as the parameter files say"),
+    ("use_sim_time", "false", "robots stamp with the time of /clock, which the bridge publishes"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("respawn", "false", "start a robot's node again when it ends"),
+    ("record", "false", f"record all messages into {RECORDING} beside the results"),
+    *LAUNCH_SECURITY,
 )
+SECURITY = tuple(name for name, _, _ in LAUNCH_SECURITY)
+PASSED_ON = ("robots", "rate", "use_sim_time", "log_level", "respawn", *SECURITY)
 ROBOT_LAUNCH = Path(__file__).with_name("robot.launch.py")
 
 
@@ -41,13 +58,18 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The planned processes as launch actions."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    results = Path(given["results"])
+    record = launch_switch("record", given["record"])
     deployment = plan_swarm(
         given["team"],
         bundles=given["bundles"],
         robots=given["robots"],
         episodes=int(given["episodes"]),
         seed=int(given["seed"]),
-        results=Path(given["results"]),
+        results=results,
+        overrides=launch_overrides(given["rate"], given["use_sim_time"]),
+        security=launch_security(given),
+        recording=results.with_name(RECORDING) if record else None,
     )
     robots = [
         IncludeLaunchDescription(
@@ -55,20 +77,30 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             launch_arguments={
                 "robot": process.namespace,
                 "bundle": str(process.parameters["bundle"]),
-                "parameters": str(process.parameter_file),
-                "log_level": given["log_level"],
-                "respawn": given["respawn"],
+                **{name: given[name] for name in PASSED_ON},
             }.items(),
         )
         for process in deployment.robots
     ]
-    bridge = Node(
-        package=PACKAGE,
-        executable=deployment.bridge.executable,
-        name=deployment.bridge.name,
-        parameters=[deployment.bridge.parameters],
-        ros_arguments=["--log-level", given["log_level"]],
+    bridge = _node(
+        deployment.bridge,
+        given["log_level"],
         on_exit=Shutdown(reason="all episodes were played, or the bridge failed"),
-        output="screen",
     )
-    return [*robots, bridge]
+    recorder = deployment.recorder
+    warnings = [LogInfo(msg=f"warning: {deployment.warning}")] if deployment.warning else []
+    recorders = [_node(recorder, given["log_level"])] if recorder else []
+    return [*warnings, *recorders, *robots, bridge]
+
+
+def _node(process: Process, log_level: str, **options: Any) -> Node:
+    return Node(
+        package=PACKAGE,
+        executable=process.executable,
+        name=process.name,
+        parameters=[process.parameters],
+        ros_arguments=[*process.enclave_arguments, "--log-level", log_level],
+        additional_env=dict(process.environment),
+        output="screen",
+        **options,
+    )

@@ -248,6 +248,7 @@ def make_manifest(blocks=(("position", 2), ("landmarks", 6)), **changes) -> Mani
         blocks=tuple(BlockEntry(name, size, "m") for name, size in blocks),
         actions=("stay", "left", "right", "down", "up"),
         safe_action="stay",
+        legal_actions_vary=False,
         student=StudentEntry("mlp", 8, 0, 0, 0),
         teacher=TeacherEntry("nobody", "0" * 64),
         measured=None,

@@ -82,6 +82,7 @@ def write_files(root):
     write_yaml(root / "distil.yaml", DISTILLATION_RECIPE)
     write_teacher(root / "teacher")
     (root / "robots").mkdir()
+    write_yaml(root / "robots" / "all.yaml", {"/**/policy": {"ros__parameters": {}}})
     for index in range(3):
         robot = f"robot_{index}"
         write_yaml(root / "robots" / f"{robot}.yaml", {f"/{robot}/policy": PARAMETERS})

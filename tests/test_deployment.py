@@ -1,12 +1,46 @@
 """The one description from which command line and launch files start a swarm."""
 
+import os
+from pathlib import Path
+
 import pytest
-from helpers import TEAM_FILE, make_manifest, make_model, renamed, write_yaml
+from helpers import TEAM_FILE, make_manifest, make_model, name_of_case, renamed, write_yaml
 
 from kdmarl_core.bundle import write_bundle
-from kdmarl_ros.deployment import Process, plan_swarm
+from kdmarl_core.bundle.signing import make_keys, read_private_key, sign_bundle
+from kdmarl_core.files import share_folder
+from kdmarl_ros.deployment import (
+    Process,
+    launch_overrides,
+    launch_security,
+    plan_robot,
+    plan_swarm,
+    robot_parameters,
+    sensor_maps,
+)
+from kdmarl_ros.sros2 import make_keystore, ros_domain, team_rights
 
 NAMES = ["alpha", "robot_1", "robot_2"]
+BLOCKS = [("velocity", 2), ("position", 2), ("landmarks", 6), ("others", 4)]
+SHARED = "/**/policy"
+EXAMPLE = {"topic": "odom", "type": "nav_msgs/msg/Odometry"}
+MAP = {
+    "blocks": {name: EXAMPLE | {"fields": ["pose.covariance[0]"] * size} for name, size in BLOCKS},
+    "command": {
+        "topic": "cmd_vel",
+        "type": "geometry_msgs/msg/Twist",
+        "fields": ["linear.x"],
+        "actions": {name: [0.0] for name in ("stay", "left", "right", "down", "up")},
+        "velocity": 1.0,
+        "acceleration": 1.0,
+    },
+}
+
+
+def write_parameters(path, node=SHARED, **values):
+    """Writes a ROS parameter file for one node."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_yaml(path, {node: {"ros__parameters": values}})
 
 
 @pytest.fixture
@@ -14,38 +48,41 @@ def deployment(tmp_path, monkeypatch):
     """A planned swarm, in which all paths were given relative to the folder it is planned in."""
     monkeypatch.chdir(tmp_path)
     write_yaml(tmp_path / "trio.yaml", renamed(TEAM_FILE, "robots.robot_0", "alpha"))
-    blocks = [("velocity", 2), ("position", 2), ("landmarks", 6), ("others", 4)]
     for index, name in enumerate(NAMES):
         folder = tmp_path / "bundles" / name
         folder.mkdir(parents=True)
-        manifest = make_manifest(blocks, robot=name, agent=f"agent_{index}")
+        manifest = make_manifest(BLOCKS, robot=name, agent=f"agent_{index}")
         write_bundle(folder, manifest, make_model(manifest))
-        (tmp_path / "robots").mkdir(exist_ok=True)
-        document = {f"/{name}/policy": {"ros__parameters": {"mode": "lock_step"}}}
-        write_yaml(tmp_path / "robots" / f"{name}.yaml", document)
-    return plan_swarm(
-        "trio.yaml",
-        bundles="bundles",
-        robots="robots",
-        episodes=7,
-        seed=3,
-        results=tmp_path / "episodes.jsonl",
-    )
+    write_parameters(tmp_path / "robots" / "all.yaml", robot_type="crawler", timeout_s=0.5)
+    write_parameters(tmp_path / "robots" / "types" / "crawler.yaml", rate_hz=5.0)
+    return plan()
+
+
+def plan(**changes):
+    """Plans the swarm of `deployment` once more."""
+    given = {
+        "bundles": "bundles", "robots": "robots", "episodes": 7, "seed": 3,
+        "results": Path("episodes.jsonl"),
+    }  # fmt: skip
+    return plan_swarm("trio.yaml", **given | changes)
 
 
 def test_every_robot_gets_its_own_bundle_and_parameters(deployment, tmp_path):
     assert [robot.namespace for robot in deployment.robots] == NAMES
     for robot in deployment.robots:
         assert (robot.executable, robot.name) == ("policy_node", "policy")
-        assert robot.parameters == {"bundle": str(tmp_path / "bundles" / robot.namespace)}
-        assert robot.parameter_file == tmp_path / "robots" / f"{robot.namespace}.yaml"
+        bundle = tmp_path / "bundles" / robot.namespace
+        assert robot.parameters == {
+            "robot_type": "crawler",
+            "timeout_s": 0.5,
+            "rate_hz": 5.0,
+            "bundle": str(bundle),
+        }
         arguments = robot.command()
         assert f"__ns:=/{robot.namespace}" in arguments
-        bundle = tmp_path / "bundles" / robot.namespace
-        assert (
-            f'bundle:="{bundle}"' in arguments
-        )  # quoted: a path may hold what YAML gives meaning
-        assert arguments[arguments.index("--params-file") + 1] == str(robot.parameter_file)
+        # Quoted: a path may hold what YAML gives meaning.
+        assert f'bundle:="{bundle}"' in arguments
+        assert "timeout_s:=0.5" in arguments
 
 
 def test_the_bridge_gets_team_and_episodes(deployment, tmp_path):
@@ -75,3 +112,239 @@ def test_values_are_passed_as_yaml():
     )
     arguments = process.command()
     assert arguments[-6:] == ["-p", "autostart:=false", "-p", "rate_hz:=10.0", "-p", "seed:=3"]
+
+
+# Parameter files
+
+
+def test_a_robots_own_file_wins_over_its_types_and_that_over_all(tmp_path):
+    write_parameters(
+        tmp_path / "all.yaml", robot_type="base", timeout_s=0.1, rate_hz=1.0, autostart=False
+    )
+    write_parameters(tmp_path / "types" / "base.yaml", timeout_s=0.2, mode="real_time")
+    write_parameters(tmp_path / "types" / "arm.yaml", timeout_s=0.3, rate_hz=3.0)
+    write_parameters(tmp_path / "one.yaml", "/one/policy", timeout_s=0.4)
+    write_parameters(tmp_path / "two.yaml", "/two/policy", robot_type="arm")
+    shared = {"autostart": False}
+    assert robot_parameters("none", tmp_path) == shared | {
+        "robot_type": "base", "timeout_s": 0.2, "rate_hz": 1.0, "mode": "real_time",
+    }  # fmt: skip
+    assert robot_parameters("one", tmp_path) == shared | {
+        "robot_type": "base", "timeout_s": 0.4, "rate_hz": 1.0, "mode": "real_time",
+    }  # fmt: skip
+    assert robot_parameters("two", tmp_path) == shared | {
+        "robot_type": "arm", "timeout_s": 0.3, "rate_hz": 3.0,
+    }  # fmt: skip
+
+
+def test_thirty_robots_need_no_thirty_files():
+    folder = share_folder() / "config" / "robots"
+    given = [robot_parameters(f"robot_{i}", folder) for i in range(30)]
+    assert all(parameters == given[0] for parameters in given)
+    assert given[0]["mode"] == "lock_step"
+    assert given[0]["sensor_reliability"] == "reliable"
+
+
+def test_relative_paths_begin_at_their_file(tmp_path):
+    write_parameters(tmp_path / "all.yaml", robot_type="base")
+    write_parameters(tmp_path / "types" / "base.yaml", sensor_map="../maps/base.yaml")
+    write_parameters(tmp_path / "one.yaml", "/one/policy", sensor_map="maps/one.yaml")
+    found = [Path(robot_parameters(name, tmp_path)["sensor_map"]) for name in ("none", "one")]
+    assert [path.resolve() for path in found] == [
+        tmp_path / "maps" / "base.yaml",
+        tmp_path / "maps" / "one.yaml",
+    ]
+    assert all(path.is_absolute() for path in found)
+
+
+def test_use_sim_time_and_overrides_win(deployment):
+    robot = plan(overrides=launch_overrides("20", "True")).robots[0]
+    assert robot.parameters["use_sim_time"] is True
+    assert robot.parameters["rate_hz"] == 20.0
+    assert launch_overrides("", "false") == {"use_sim_time": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"timeot_s": 1.0}, ["unknown parameter 'timeot_s'", "timeout_s"]),
+        ({"timeout_s": 1}, ["timeout_s", "with a point", "1"]),
+        ({"timeout_s": "soon"}, ["timeout_s", "'soon'"]),
+        ({"timeout_s": -0.5}, ["timeout_s: -0.5", "between 0.0 and 60.0"]),
+        ({"timeout_s": float("nan")}, ["timeout_s: nan", "between"]),
+        ({"timeout_s": [1.0]}, ["timeout_s", "[1.0]"]),
+        ({"timeout_s": {"velocity": 1.0}}, ["unknown parameter 'timeout_s.velocity'"]),
+        ({"limits": {"velocity": 1.0}}, ["limits.velocity", "a list of numbers", "1.0"]),
+        ({"limits": {"velocity": [0, 1]}}, ["limits.velocity", "with a point"]),
+        ({"max_identical.velocity": -1}, ["max_identical.velocity: -1 is not between"]),
+        ({"mode": "lockstep"}, ["mode", "'lockstep'", "did you mean lock_step"]),
+        ({"mode": True}, ["mode", "a text", "True"]),
+        ({"autostart": "yes"}, ["autostart", "true or false"]),
+        ({"use_sim_time": 1}, ["use_sim_time", "true or false"]),
+    ],
+    ids=name_of_case,
+)
+def test_every_file_is_checked_before_anything_starts(tmp_path, refusal, values, words):
+    files = {
+        tmp_path / "all.yaml": SHARED,
+        tmp_path / "types" / "base.yaml": SHARED,
+        tmp_path / "one.yaml": "/one/policy",
+    }
+    for spoilt, node in files.items():
+        for path, name in files.items():
+            write_parameters(path, name)
+        write_parameters(tmp_path / "one.yaml", "/one/policy", robot_type="base")
+        document = values if spoilt.stem != "one" else {"robot_type": "base"} | values
+        write_parameters(spoilt, node, **document)
+        message = refusal(robot_parameters, "one", tmp_path)
+        assert message.startswith(f"{spoilt}: {node}: ")
+        for word in words:
+            assert word in message
+
+
+def test_files_that_are_missing_or_misnamed(tmp_path, refusal):
+    def message():
+        return refusal(robot_parameters, "one", tmp_path)
+
+    assert message() == f"{tmp_path / 'all.yaml'}: no such file; check the path"
+    write_parameters(tmp_path / "all.yaml")
+    assert message() == f"{tmp_path / 'one.yaml'}: no such file; check the path"
+    write_parameters(tmp_path / "all.yaml", robot_type="bsae")
+    assert message() == f"{tmp_path / 'types' / 'bsae.yaml'}: no such file; check the path"
+    write_parameters(tmp_path / "all.yaml", "/**/polcy")
+    assert "'/**/polcy' is not '/**/policy'" in message()
+    write_parameters(tmp_path / "all.yaml", robot_type="base")
+    write_parameters(tmp_path / "types" / "base.yaml", robot_type="arm")
+    assert "robot_type: 'arm' is not 'base'" in message()
+
+
+def test_a_file_of_no_robot_is_refused_while_a_robot_has_none(deployment, tmp_path, refusal):
+    robots = tmp_path / "robots"
+    write_parameters(robots / "robbot_1.yaml", "/robbot_1/policy", timeout_s=0.1)
+    message = refusal(plan)
+    assert message.startswith("robots/robbot_1.yaml: ")
+    assert "'robbot_1'; did you mean robot_1" in message
+    for name in NAMES:  # a fleet may be larger than the team: nobody's file is missing
+        write_parameters(robots / f"{name}.yaml", f"/{name}/policy")
+    assert len(plan().robots) == 3
+
+
+def test_one_robot_is_planned_as_in_the_swarm(deployment):
+    one = plan_robot("robot_1", bundle="bundles/robot_1", robots="robots")
+    assert one == deployment.robots[1]
+
+
+def test_sensor_maps_are_checked_against_the_bundle(deployment, tmp_path, refusal):
+    types = tmp_path / "robots" / "types"
+    write_parameters(types / "crawler.yaml", sensor_map="map.yaml")
+    message = refusal(plan)
+    assert message.startswith("alpha: sensor_map: mode is lock_step")
+    assert "real_time" in message
+    write_parameters(types / "crawler.yaml", sensor_map="map.yaml", mode="real_time")
+    assert refusal(plan) == f"{types / 'map.yaml'}: no such file; check the path"
+    write_yaml(types / "map.yaml", MAP)
+    assert plan().robots[0].parameters["sensor_map"] == str(types / "map.yaml")
+    write_yaml(types / "map.yaml", renamed(MAP, "blocks.others", "other"))
+    assert "unknown block 'other'" in refusal(plan)
+
+
+SECURITY = {
+    "security": "", "trusted_keys": "", "keystore": "", "allow_unsecured_middleware": "false"
+}  # fmt: skip
+
+
+def test_security_is_told_to_all_nodes_over_their_files(deployment, tmp_path, refusal):
+    types = tmp_path / "robots" / "types"
+    write_parameters(types / "crawler.yaml", security="enforce", trusted_keys="../keys")
+    message = refusal(plan)  # the files alone make it refuse
+    assert message.startswith("bundles/alpha/")
+    assert "unsigned" in message
+    assert "unsigned" in refusal(plan_robot, "robot_1", bundle="bundles/robot_1", robots="robots")
+    planned = plan(security=launch_security(SECURITY | {"security": "off"}))
+    for robot in planned.robots:
+        assert robot.parameters["security"] == "off"
+        assert robot.parameters["trusted_keys"] == str(types / ".." / "keys")
+    assert planned.bridge.parameters["security"] == "off"
+    assert plan_robot(
+        "robot_1", bundle="bundles/robot_1", robots="robots",
+        security=launch_security(SECURITY | {"security": "off"}),
+    ) == planned.robots[1]  # fmt: skip
+
+
+def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refusal):
+    private, _, _ = make_keys(tmp_path / "keys" / "fleet")
+    key = read_private_key(private)
+    for name in NAMES:
+        sign_bundle(tmp_path / "bundles" / name, key)
+    enforce = SECURITY | {"security": "enforce", "trusted_keys": "keys"}
+    assert "no keystore" in refusal(plan, security=launch_security(enforce))
+    leave = launch_security(enforce | {"allow_unsecured_middleware": "True"})
+    planned = plan(security=leave)
+    assert "NOT secured" in planned.warning
+    for process in planned.processes:
+        assert process.parameters["allow_unsecured_middleware"] is True
+        assert process.enclave_arguments == []
+    rights = team_rights(planned.team)
+    make_keystore(tmp_path / "keystore", rights, ros_domain(os.environ), days=1)
+    write_parameters(
+        tmp_path / "robots" / "types" / "crawler.yaml", mode="real_time", sensor_map="map.yaml"
+    )
+    write_yaml(tmp_path / "robots" / "types" / "map.yaml", MAP)
+    message = refusal(plan, security=leave._replace(keystore="keystore"))
+    assert "rt/alpha/cmd_vel" in message  # which that keystore does not give
+    maps = sensor_maps(planned.team, "bundles", "robots")
+    assert set(maps) == set(NAMES)
+    make_keystore(
+        tmp_path / "keystore", team_rights(planned.team, maps), ros_domain(os.environ), days=1
+    )
+    secured = plan(security=leave._replace(keystore="keystore"))
+    one = plan_robot(
+        "robot_1", bundle="bundles/robot_1", robots="robots",
+        security=leave._replace(keystore="keystore"),
+    )  # fmt: skip
+    assert one == secured.robots[1]
+
+
+def test_a_rate_is_the_robots_and_the_bridges(deployment):
+    planned = plan(overrides={"rate_hz": 20.0})
+    assert [process.parameters["rate_hz"] for process in planned.processes] == [20.0] * 4
+    assert "rate_hz" not in plan().bridge.parameters
+
+
+def test_limits_of_blocks_reach_the_robots(deployment, tmp_path):
+    write_parameters(
+        tmp_path / "robots" / "types" / "crawler.yaml", limits={"velocity": [-1.0, 1.0]}
+    )
+    assert plan().robots[0].parameters["limits.velocity"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("security", "enforced", ["security", "'enforced'", "did you mean enforce"]),
+        ("allow_unsecured_middleware", "maybe", ["allow_unsecured_middleware", "'maybe'"]),
+    ],
+)
+def test_bad_security_of_a_launch(refusal, name, value, words):
+    message = refusal(launch_security, SECURITY | {name: value})
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("fast", "false"), ["rate", "'fast'"]),
+        (("10", "perhaps"), ["use_sim_time", "'perhaps'", "true or false"]),
+    ],
+)
+def test_bad_launch_arguments(refusal, arguments, words):
+    message = refusal(launch_overrides, *arguments)
+    for word in words:
+        assert word in message
+
+
+def test_a_robot_with_a_bad_name_or_rate(deployment, refusal):
+    assert "'robot 1'" in refusal(plan_robot, "robot 1", bundle="bundles/robot_1")
+    message = refusal(plan, overrides=launch_overrides("-3", "false"))
+    assert "rate_hz: -3.0 is not between" in message

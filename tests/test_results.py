@@ -4,11 +4,20 @@ import math
 
 import pytest
 
-from kdmarl_ros.results import EpisodeResult, append, read, summary
+from kdmarl_ros.results import (
+    EpisodeResult,
+    append,
+    check_same_models,
+    check_same_run,
+    read,
+    summary,
+)
 
 
 def result(index=0, **changes):
     values = {
+        "team": "simple_spread",
+        "models": ("a" * 64, "b" * 64),
         "index": index,
         "seed": 7 + index,
         "team_return": -10.0 - index,
@@ -19,6 +28,8 @@ def result(index=0, **changes):
         "compute_s": (0.0001, 0.0002, 0.0003),
         "missed_deadlines": 1,
         "safe_actions": 0,
+        "overridden_actions": 0,
+        "illegal_actions": 1,
         "seconds": 0.5,
     }
     return EpisodeResult(**values | changes)
@@ -75,6 +86,8 @@ def test_summary_by_hand():
         "compute_p99_ms": pytest.approx(0.3),
         "missed_deadlines": 2,
         "safe_actions": 2,
+        "overridden_actions": 0,
+        "illegal_actions": 2,
     }
 
 
@@ -88,3 +101,20 @@ def test_a_flight_in_which_nobody_answered_has_figures():
     figures = summary([silent])
     assert figures["missed_deadlines"] == 4
     assert math.isnan(figures["latency_p50_ms"])
+
+
+def test_episodes_of_another_run_are_refused(tmp_path, refusal):
+    path, earlier = tmp_path / "episodes.jsonl", [result(0), result(1)]
+    check_same_run(path, earlier, "simple_spread", lambda index: 7 + index)
+    message = refusal(check_same_run, path, earlier, "battle", lambda index: 7 + index)
+    assert "team 'simple_spread', not 'battle'" in message
+    message = refusal(check_same_run, path, earlier, "simple_spread", lambda index: 7)
+    assert "episode 1" in message
+
+
+def test_episodes_of_other_models_are_refused(tmp_path, refusal):
+    path, robots = tmp_path / "episodes.jsonl", ["robot_0", "robot_1"]
+    check_same_models(path, [result(0)], robots, ["a" * 64, "b" * 64])
+    message = refusal(check_same_models, path, [result(0)], robots, ["a" * 64, "c" * 64])
+    assert "robot_1" in message
+    assert "bbbbbbbbbbbb" in message

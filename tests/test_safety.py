@@ -2,11 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdmarl_ros.safety import Watchdog, check_values, default_timeout_s
+from kdmarl_ros.safety import (
+    Overruns,
+    Watchdog,
+    check_values,
+    default_timeout_s,
+    legal_action,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -77,3 +84,32 @@ def test_watchdog_against_its_definition(events):
         tripped = tripped or expected
         assert watchdog.check(now_s) == expected
         assert watchdog.tripped == tripped
+
+
+def test_periods_that_were_missed_are_counted():
+    overruns = Overruns(period_s=0.1)
+    for now_s in (0.0, 0.1, 0.21, 0.29, 0.4):  # jitter is no overrun
+        overruns.begin(now_s)
+    assert (overruns.missed, overruns.in_a_row) == (0, 0)
+    overruns.begin(0.8)  # 0.5, 0.6 and 0.7 were missed
+    overruns.begin(1.1)
+    assert (overruns.missed, overruns.in_a_row) == (5, 2)
+    overruns.begin(1.2)
+    assert (overruns.missed, overruns.in_a_row) == (5, 0)
+    overruns.forget()
+    overruns.begin(9.0)
+    assert overruns.missed == 5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mask", "action"),
+    [
+        (2, None, 2),
+        (2, [1, 1, 1], 2),
+        (2, [0, 1, 0], 1),
+        (0, [0, 1, 1], 1),
+        (2, [0, 0, 0], 2),
+    ],
+)
+def test_legal_actions(wanted, mask, action):
+    assert legal_action(wanted, None if mask is None else np.array(mask, np.bool_)) == action

@@ -12,19 +12,18 @@ from kdmarl_core.teacher.mappo import Recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
 from kdmarl_core.team import load_team, team_names
-from kdmarl_ros.deployment import check_parameter_file
+from kdmarl_ros.deployment import robot_parameters
 
 SHARE = share_folder()
 TRAINING = sorted((SHARE / "config" / "training").glob("*.yaml"))
 TEACHERS = sorted(card.parent for card in (SHARE / "models").glob(f"*/{CARD}"))
-ROBOTS = sorted((SHARE / "config" / "robots").glob("*.yaml"))
+ROBOTS = SHARE / "config" / "robots"
 
 
 def test_there_is_something():
     assert team_names()
     assert TRAINING
     assert TEACHERS
-    assert ROBOTS
 
 
 @pytest.mark.parametrize("name", team_names())
@@ -122,6 +121,6 @@ def test_the_shipped_recipe_keeps_95_percent(tmp_path, monkeypatch):
     assert all(item.difference < 1e-5 for item in done.exported)
 
 
-@pytest.mark.parametrize("path", ROBOTS, ids=lambda path: path.stem)
-def test_robots(path):
-    check_parameter_file(path, path.stem)
+def test_robots():
+    parameters = robot_parameters("robot_0", ROBOTS)
+    assert (parameters["robot_type"], parameters["mode"]) == ("simulated", "lock_step")

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kdmarl_core.bundle.onnx_check import LARGEST_MODEL
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, read_json
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+ACTION_MASK = "action_mask"  # the input, beside the blocks, of a robot whose legal actions vary
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Manifest:
     blocks: tuple[BlockEntry, ...]
     actions: tuple[str, ...]
     safe_action: str
+    legal_actions_vary: bool  # the robot is told which actions are legal, step by step
     student: StudentEntry
     teacher: TeacherEntry
     measured: Measured | None  # None while a model is being exported
@@ -96,8 +99,11 @@ class Manifest:
         if self.rate_hz <= 0:
             raise UserError(f"rate_hz: {self.rate_hz} must be above 0; export again")
         names = [block.name for block in self.blocks]
-        if not names or len(set(names)) != len(names):
-            raise UserError(f"blocks: {names} must be distinct and not empty; export again")
+        if not names or len({*names, ACTION_MASK}) != len(names) + 1:
+            raise UserError(
+                f"blocks: {names} must be distinct, not '{ACTION_MASK}' and not empty; "
+                "export again"
+            )
         for block in self.blocks:
             if not (block.name.isidentifier() and block.name.isascii()):
                 raise UserError(
@@ -149,11 +155,17 @@ def read_bundle(folder: Path) -> tuple[Manifest, bytes]:
     if manifest.model.file != MODEL:
         raise UserError(f"{path}: model.file: '{manifest.model.file}' must be '{MODEL}'")
     try:
-        model = (folder / MODEL).read_bytes()
+        with (folder / MODEL).open("rb") as file:
+            model = file.read(LARGEST_MODEL + 1)
     except OSError as error:
         raise UserError(
             f"{folder / MODEL}: cannot be read ({error.strerror}); copy the bundle again"
         ) from None
+    if len(model) > LARGEST_MODEL:
+        raise UserError(
+            f"{folder / MODEL}: more than {LARGEST_MODEL} bytes: no student's model; "
+            "copy the bundle again"
+        )
     if len(model) != manifest.model.bytes:
         raise UserError(
             f"{folder / MODEL}: {len(model)} bytes, the manifest says {manifest.model.bytes}; "

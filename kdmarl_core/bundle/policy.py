@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from kdmarl_core.bundle.manifest import MODEL, Manifest, read_bundle
+from kdmarl_core.bundle.manifest import MODEL, Manifest
+from kdmarl_core.bundle.onnx_check import check_model
+from kdmarl_core.bundle.signing import NO_TRUST, UNSIGNED, Trust, admit
 from kdmarl_core.errors import UserError
 
 OBSERVATION = "observation"
@@ -20,21 +22,33 @@ NEXT_STATE = "next_state"
 class BundlePolicy:
     """One robot's decentralised actor: its own blocks in, an action index out."""
 
-    def __init__(self, manifest: Manifest, model: bytes, where: str = MODEL) -> None:
+    def __init__(
+        self, manifest: Manifest, model: bytes, where: str = MODEL, vouched: str = UNSIGNED
+    ) -> None:
         """Open the verified bytes of a model.
 
+        Args:
+            manifest: what they are.
+            model: the bytes of an ONNX file.
+            where: the file that error messages begin with.
+            vouched: who vouches for them, for people.
+
         Raises:
-            UserError: ONNX Runtime refuses them, or inputs and outputs are not the manifest's.
+            UserError: they hold what no student needs (see `check_model`), ONNX Runtime refuses
+                them, or inputs and outputs are not the manifest's.
         """
         self.manifest = manifest
+        self.vouched = vouched
+        inputs, outputs = _interface(manifest)
+        check_model(model, inputs, outputs, where)
         self._session = _open_session(model, where)
-        self._check_interface(where)
         self._feed = np.zeros((1, manifest.observation_size), np.float32)
         self._inputs = {OBSERVATION: self._feed}
         self._outputs = [LOGITS]
         if manifest.student.state_size:
             self._outputs.append(NEXT_STATE)
             self.reset()
+        self._try_once(where)
 
     def reset(self) -> None:
         """Forget the past, at the start of every episode. Feed-forward students have none."""
@@ -73,31 +87,23 @@ class BundlePolicy:
             logits = np.where(action_mask, logits, -np.inf)
         return int(logits.argmax())
 
-    def _check_interface(self, where: str) -> None:
-        manifest = self.manifest
-        found = [
-            (item.name, item.shape[1:], item.type)
-            for item in (*self._session.get_inputs(), *self._session.get_outputs())
-        ]
-        inputs, outputs = (
-            [(OBSERVATION, manifest.observation_size)],
-            [(LOGITS, len(manifest.actions))],
-        )
-        if manifest.student.state_size:
-            inputs.append((STATE, manifest.student.state_size))
-            outputs.append((NEXT_STATE, manifest.student.state_size))
-        expected = [(name, [size], "tensor(float)") for name, size in (*inputs, *outputs)]
+    def _try_once(self, where: str) -> None:
+        """One decision on zeros: what the weights' shapes do not allow fails here."""
+        expected = [(1, len(self.manifest.actions))]
+        if self.manifest.student.state_size:
+            expected.append((1, self.manifest.student.state_size))
+        try:
+            found = [array.shape for array in self._session.run(self._outputs, self._inputs)]
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise _unusable(where, error) from None
         if found != expected:
-            raise UserError(
-                f"{where}: inputs and outputs {found} are not the manifest's {expected}; "
-                "model and manifest do not belong together, copy the bundle again"
-            )
+            raise UserError(f"{where}: gives shapes {found}, not {expected}; export again")
 
 
-def load_policy(folder: Path) -> BundlePolicy:
-    """Read, verify and open a bundle; raises as `read_bundle` and `BundlePolicy` do."""
-    manifest, model = read_bundle(folder)
-    return BundlePolicy(manifest, model, str(folder / MODEL))
+def load_policy(folder: Path, trust: Trust = NO_TRUST, robot: str | None = None) -> BundlePolicy:
+    """Read, verify and open a bundle; raises as `admit` and `BundlePolicy` do."""
+    vouched = admit(folder, trust, robot)
+    return BundlePolicy(vouched.manifest, vouched.model, str(folder / MODEL), vouched.state)
 
 
 def _open_session(model: bytes, where: str) -> ort.InferenceSession:
@@ -114,5 +120,19 @@ def _open_session(model: bytes, where: str) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{where}: not a usable ONNX model ({reason}); export again") from None
+        raise _unusable(where, error) from None
+
+
+def _unusable(where: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"{where}: not a usable ONNX model ({reason}); export again")
+
+
+def _interface(manifest: Manifest) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Names and sizes of the inputs and outputs that a manifest promises."""
+    inputs = [(OBSERVATION, manifest.observation_size)]
+    outputs = [(LOGITS, len(manifest.actions))]
+    if manifest.student.state_size:
+        inputs.append((STATE, manifest.student.state_size))
+        outputs.append((NEXT_STATE, manifest.student.state_size))
+    return inputs, outputs

@@ -294,6 +294,7 @@ def _draft(team: Team, robot: Robot, model: bytes, card: TeacherCard) -> Manifes
         blocks=tuple(BlockEntry(b.name, b.size, b.unit) for b in robot.blocks),
         actions=robot.agent.actions,
         safe_action=robot.safe_action,
+        legal_actions_vary=team.task.spec.legal_actions_vary,
         student=StudentEntry(
             robot.student.network,
             robot.student.width,

@@ -6,11 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from kdmarl_core.bundle.onnx_check import ELEMENTWISE, PRODUCTS
 from kdmarl_core.errors import UserError
-
-# Operators that move or compare numbers, or are one operation per element and thus not
-# multiply-adds.
-_WITHOUT_MACS = {"Relu", "Tanh", "Sigmoid", "Add", "Sub", "Mul", "Split"}
 
 
 class Cost(NamedTuple):
@@ -30,10 +27,10 @@ def count(model: bytes) -> Cost:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     macs = 0
     for node in graph.node:
-        if node.op_type in ("Gemm", "MatMul") and node.input[1] in weights:
+        if node.op_type in PRODUCTS and node.input[1] in weights:
             shape = weights[node.input[1]].shape
             macs += int(np.prod(shape[-2:]))
-        elif node.op_type not in _WITHOUT_MACS:
+        elif node.op_type not in ELEMENTWISE:
             raise UserError(
                 f"model.onnx: cannot count operator {node.op_type}; extend the counter"
             )

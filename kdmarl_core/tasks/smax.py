@@ -305,15 +305,24 @@ class _JaxEpisode:
         return Outcome(self._view(), float(reward), bool(done), label)
 
     def scene(self) -> list[Entity]:
-        state = self._state.state
-        radii = np.asarray(self._env.unit_type_radiuses)[np.asarray(state.unit_types)]
+        state, env = self._state.state, self._env
+        of_type = np.stack(
+            [env.unit_type_radiuses, env.unit_type_sight_ranges, env.unit_type_health], axis=1
+        )
+        units = zip(
+            env.all_agents,
+            np.asarray(state.unit_positions),
+            of_type[np.asarray(state.unit_types)],
+            np.asarray(state.unit_health * state.unit_alive),
+            strict=True,
+        )
         return [
             Entity(
-                name, "agent" if i < len(self._names) else "enemy", float(x), float(y), float(r)
+                name,
+                "agent" if i < len(self._names) else "enemy",
+                *map(float, (x_m, y_m, radius_m, sight_m, health / whole)),
             )
-            for i, (name, (x, y), r) in enumerate(
-                zip(self._env.all_agents, np.asarray(state.unit_positions), radii, strict=True)
-            )
+            for i, (name, (x_m, y_m), (radius_m, sight_m, whole), health) in enumerate(units)
         ]
 
     def _view(self) -> View:

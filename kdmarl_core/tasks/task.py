@@ -8,6 +8,7 @@ widest action set, `S` features of the joint state.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ class Entity(NamedTuple):
     x_m: float
     y_m: float
     radius_m: float
+    sight_m: float = math.inf  # how far it sees, where a task limits that
+    health: float = 1.0  # share that is left; 0: it is dead
 
 
 class ReferenceEnv(Protocol):

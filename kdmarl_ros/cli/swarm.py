@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from kdmarl_core.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from kdmarl_ros.deployment import SecurityPlan
     from kdmarl_ros.results import EpisodeResult
 
 
@@ -29,15 +31,47 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--bundles", default="", metavar="DIR", help="default runs/bundles/<team>")
     parser.add_argument("--robots", default="", metavar="DIR", help="folder of parameter files")
     parser.add_argument("--episodes", type=positive, default=100, help="to play (default 100)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="HZ",
+        help="decisions and steps per second in real-time mode (default: as configured)",
+    )
     add_output(parser, "runs/swarm/<team>")
+    parser.add_argument(
+        "--record", action="store_true", help="record all messages into recording.mcap"
+    )
+    add_security(parser)
     parser.add_argument("--resume", action="store_true", help="go on behind the last episode")
     add_seed(parser)
     add_json(parser)
     parser.set_defaults(command=swarm_command)
 
 
+def add_security(parser: argparse.ArgumentParser) -> None:
+    """What is asked of bundles and of the middleware."""
+    parser.add_argument(
+        "--security",
+        choices=("off", "check", "enforce"),
+        help="signatures and topics (default: what the parameter files say)",
+    )
+    parser.add_argument(
+        "--trusted-keys", default="", metavar="DIR", help="folder of trusted public keys"
+    )
+    parser.add_argument(
+        "--keystore", default="", metavar="DIR", help="of 'kdmarl keystore', to enforce security"
+    )
+    parser.add_argument(
+        "--allow-unsecured-middleware",
+        action="store_true",
+        help="enforce signatures although this middleware leaves topics open",
+    )
+
+
 def swarm_command(arguments: argparse.Namespace) -> None:
     """Fly the team and print the figures; Ctrl-C ends it cleanly with what has been flown."""
+    from kdmarl_ros.deployment import SecurityPlan
+
     folder = Path(arguments.output or f"runs/swarm/{Path(arguments.team).stem}")
     _, figures = fly_team(
         arguments.team,
@@ -48,6 +82,14 @@ def swarm_command(arguments: argparse.Namespace) -> None:
         folder=folder,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
+        security=SecurityPlan(
+            arguments.security or "",
+            arguments.trusted_keys,
+            arguments.keystore,
+            arguments.allow_unsecured_middleware,
+        ),
+        record=arguments.record,
+        rate=arguments.rate,
     )
     if arguments.json:
         print_json(figures)
@@ -65,6 +107,9 @@ def fly_team(
     folder: Path,
     resume: bool,
     overwrite: bool,
+    security: SecurityPlan | None = None,
+    record: bool = False,
+    rate: float | None = None,
 ) -> tuple[list[EpisodeResult], dict[str, Any]]:
     """Fly a team with a live line; returns its finished episodes and their figures.
 
@@ -74,14 +119,24 @@ def fly_team(
     from kdmarl_core.errors import UserError
     from kdmarl_core.files import refuse_existing
     from kdmarl_core.interrupt import deferred_interrupt
-    from kdmarl_ros.deployment import plan_swarm
+    from kdmarl_ros.deployment import AS_CONFIGURED, RECORDING, plan_swarm
     from kdmarl_ros.results import summary
     from kdmarl_ros.swarm import fly
 
     results = folder / "episodes.jsonl"
     deployment = plan_swarm(
-        team, bundles=bundles, robots=robots, episodes=episodes, seed=seed, results=results
+        team,
+        bundles=bundles,
+        robots=robots,
+        episodes=episodes,
+        seed=seed,
+        results=results,
+        overrides={} if rate is None else {"rate_hz": rate},
+        security=security or AS_CONFIGURED,
+        recording=folder / RECORDING if record else None,
     )
+    if deployment.warning:
+        warn(deployment.warning)
     refuse_existing(folder, results.name, overwrite=overwrite or resume)
     if not resume:
         results.unlink(missing_ok=True)
@@ -97,10 +152,15 @@ def fly_team(
             shown = f"return {figures['return']:.2f}, {figures['steps_per_second']:.0f} steps/s"
             bar.update(line, advance=len(new), figures=shown)
 
-        finished = fly(deployment, folder / "logs", stop, report)
+        finished = fly(deployment, folder / "logs", stop, report, warn)
     if not finished:
         raise UserError(f"{results}: interrupted before the first episode ended; fly again")
     return finished, summary(finished) | {"results": str(results)}
+
+
+def warn(text: str) -> None:
+    """What the user must know although the flight goes on."""
+    print(f"kdmarl: warning: {text}", file=sys.stderr)
 
 
 def print_summary(team: str, figures: dict[str, Any]) -> None:

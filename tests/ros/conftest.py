@@ -1,13 +1,18 @@
 """Teams of untrained students: what flies does not matter here, that it flies right does."""
 
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import make_teacher, opinionated
 
 from kdmarl_core.bundle import load_policy
@@ -21,12 +26,25 @@ _domains = itertools.count(1 + os.getpid() % 50)
 
 
 @pytest.fixture
-def domain(monkeypatch):
+def domain(monkeypatch, tmp_path):
     """A ROS domain of the test's own, so that no test hears another."""
-    number = str(next(_domains) % 101)
-    monkeypatch.setenv("ROS_DOMAIN_ID", number)
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return int(number)
+    return own_domain(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_domain(tmp_path_factory):
+    """A ROS domain of the module's own, for nodes that its tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield own_domain(patch, tmp_path_factory.mktemp("home"))
+
+
+def own_domain(patch: pytest.MonkeyPatch, folder: Path) -> int:
+    """Sets the environment that nodes are started in."""
+    number = next(_domains) % 101
+    patch.setenv("ROS_HOME", str(folder / "ros"))  # stops and logs are the test's own
+    patch.setenv("ROS_DOMAIN_ID", str(number))
+    patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return number
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +66,24 @@ def write_bundles(tmp_path_factory):
 def bundles(write_bundles) -> Path:
     """One bundle per robot of the team simple_spread."""
     return write_bundles(load_team("simple_spread"))
+
+
+@pytest.fixture(scope="session")
+def battle(write_bundles, tmp_path_factory) -> SimpleNamespace:
+    """A team of SMAX with memory, each robot with other random sensors in every episode."""
+    folder = tmp_path_factory.mktemp("battle")
+    robot = {
+        "sensors": ["allies", "enemies", "own"],
+        "safe_action": "stop",
+        "student": {"network": "gru", "width": 8},
+        "random_features": [20, 30],
+    }
+    robots = {f"robot_{i}": {"agent": f"ally_{i}"} | robot for i in range(3)}
+    document = {"task": "smax/3m", "teacher": "nobody", "robots": robots}
+    path = folder / "battle.yaml"
+    path.write_text(yaml.safe_dump(document))
+    team = load_team(str(path))
+    return SimpleNamespace(path=path, team=team, bundles=write_bundles(team))
 
 
 @pytest.fixture
@@ -74,25 +110,44 @@ def kdmarl(tmp_path):
     return run
 
 
-@pytest.fixture
-def start_node(tmp_path):
-    """Starts a node executable with ROS arguments; ends it when the test ends."""
+@contextlib.contextmanager
+def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts node executables with ROS arguments; ends them when the block ends."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(executable: str, *ros_arguments: str) -> subprocess.Popen[str]:
+    def start(executable: str, *ros_arguments: str, **popen: Any) -> subprocess.Popen[str]:
         program = executable_prefix() / "lib" / "kdmarl_ros" / executable
-        child = subprocess.Popen(
-            [sys.executable, str(program), "--ros-args", *ros_arguments],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with (folder / f"{len(children)}.err").open("w") as log:
+            child = subprocess.Popen(
+                [sys.executable, str(program), "--ros-args", *ros_arguments],
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                text=True,
+                **popen,
+            )
+        child.log = Path(log.name)
         children.append(child)
         return child
 
-    yield start
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
+    try:
+        yield start
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+
+@pytest.fixture
+def start_node(tmp_path):
+    """As `starting_nodes`, until the test ends."""
+    with starting_nodes(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_node(tmp_path_factory):
+    """As `starting_nodes`, until the module ends."""
+    with starting_nodes(tmp_path_factory.mktemp("nodes")) as start:
+        yield start

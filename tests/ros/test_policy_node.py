@@ -1,119 +1,22 @@
 """One policy node as a robot has it: driven over DDS by a fake set of sensors."""
 
+import dataclasses
 import signal
-import time
 
 import numpy as np
 import pytest
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, SetParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from ros_driver import ROBOT, Sensors, observations
 
-from kdmarl_ros import qos, topics
-from kdmarl_ros.msg import AgentAction, FeatureBlock
+from kdmarl_ros.msg import AgentAction
+from kdmarl_ros.parameters import PolicyParameters
 
 pytestmark = pytest.mark.ros
 
-ROBOT = "robot_0"
 TIMEOUT_S = 0.4
-
-
-class Sensors:
-    """Publishes a robot's blocks, hears its actions and diagnostics."""
-
-    def __init__(self, domain, manifest):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("sensors", context=self.context)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.manifest = manifest
-        self.publishers = {
-            block.name: self.node.create_publisher(
-                FeatureBlock, f"{ROBOT}/{topics.sensor(block.name)}", qos.sensor("reliable")
-            )
-            for block in manifest.blocks
-        }
-        self.actions = []
-        self.diagnostics = []
-        self.node.create_subscription(
-            AgentAction, f"{ROBOT}/{topics.ACTION}", self.actions.append, qos.ACTION
-        )
-        self.node.create_subscription(
-            DiagnosticArray,
-            topics.DIAGNOSTICS,
-            lambda message: self.diagnostics.extend(message.status),
-            qos.DIAGNOSTICS,
-        )
-
-    def close(self):
-        self.executor.shutdown()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
-
-    def until(self, condition, timeout_s=20.0):
-        give_up = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < give_up, "timed out"
-            self.executor.spin_once(timeout_sec=0.05)
-
-    def until_listened_to(self):
-        self.until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
-        self.until(lambda: self.state() == State.PRIMARY_STATE_ACTIVE)
-
-    def send(self, observation, episode, step):
-        start = 0
-        for block in self.manifest.blocks:
-            data = observation[start : start + block.size]
-            start += block.size
-            self.send_block(block.name, data, episode, step)
-
-    def send_block(self, name, data, episode, step):
-        values = [float(value) for value in data]
-        message = FeatureBlock(episode=episode, step=step, data=values)
-        self.publishers[name].publish(message)
-
-    def answer(self, observation, episode, step):
-        """The policy's answer to a step, repeating it as the bridge does."""
-        self.actions.clear()
-        for _ in range(20):
-            self.send(observation, episode, step)
-            give_up = time.monotonic() + 0.5
-            while time.monotonic() < give_up:
-                self.executor.spin_once(timeout_sec=0.05)
-                for action in self.actions:
-                    if (action.episode, action.step) == (episode, step) and not action.status:
-                        return action
-        raise AssertionError("no answer")
-
-    def dropped(self):
-        """Dropped messages by reason, as the newest diagnostics have them."""
-        values = self.diagnostics[-1].values if self.diagnostics else []
-        prefix = "dropped/"
-        return {
-            item.key.removeprefix(prefix): int(item.value)
-            for item in values
-            if item.key.startswith(prefix)
-        }
-
-    def call(self, kind, name, request):
-        client = self.node.create_client(kind, f"/{ROBOT}/{topics.POLICY_NODE}/{name}")
-        assert client.wait_for_service(timeout_sec=20)
-        future = client.call_async(request)
-        self.until(future.done)
-        self.node.destroy_client(client)
-        return future.result()
-
-    def state(self):
-        return self.call(GetState, "get_state", GetState.Request()).current_state.id
-
-    def change(self, transition):
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return self.call(ChangeState, "change_state", request).success
 
 
 @pytest.fixture
@@ -132,11 +35,6 @@ def node(start_node, bundles):
         )  # fmt: skip
 
     return start
-
-
-def observations(manifest, count):
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(count, manifest.observation_size)).astype(np.float32)
 
 
 def test_answers_are_the_bundles(sensors, node, policies):
@@ -228,7 +126,8 @@ def test_lifecycle_can_be_driven_from_outside(sensors, node):
 def test_parameters_are_described_and_read_only(sensors, node):
     node()
     sensors.until_listened_to()
-    names = ["bundle", "mode", "rate_hz", "timeout_s", "sensor_reliability", "autostart"]
+    names = [field.name for field in dataclasses.fields(PolicyParameters)]
+    names += ["limits.velocity", "max_identical.velocity"]
     request = DescribeParameters.Request(names=names)
     described = sensors.call(DescribeParameters, "describe_parameters", request).descriptors
     assert all(item.description and item.read_only for item in described)
@@ -247,12 +146,24 @@ def test_parameters_are_described_and_read_only(sensors, node):
         (["-p", "bundle:=x", "-p", "mode:=lockstep"], ["mode", "lockstep", "lock_step"]),
         (["-p", "bundle:=x", "-p", "timeout_s:=-1.0"], ["timeout_s", "-1.0"]),
         (["-p", "bundle:=x", "-p", "timeout_s:=soon"], ["timeout_s"]),
+        (["-p", "limits.velocity:=[2.0, 1.0]"], ["limits.velocity", "2.0"]),
+        (["-p", "limits.velocity:=[2.0]"], ["limits.velocity", "two numbers"]),
+        (["-p", "limits.velocty:=[1.0, 2.0]"], ["limits.velocty", "limits.velocity"]),
+        (["-p", "timout_s:=1.0"], ["timout_s", "timeout_s"]),
+        (["-p", "on_stall:=zero"], ["on_stall", "zero", "safe_action"]),
+        (["-p", "stall_action:=lft"], ["stall_action", "lft", "left"]),
+        (["-p", "robot:=robot_1"], ["robot_0", "robot_1"]),
+        (["--params-file", "/nowhere.yaml"], ["/nowhere.yaml"]),
+        (["-r", "__ns:=/robot_1"], ["robot_0", "robot_1"]),
     ],
 )
-def test_bad_parameters_give_one_line_and_code_2(domain, start_node, arguments, words):
-    child = start_node("policy_node", "-r", f"__ns:=/{ROBOT}", *arguments)
-    _, stderr = child.communicate(timeout=30)
-    assert child.returncode == 2
+def test_bad_parameters_give_one_line_and_code_2(domain, start_node, bundles, arguments, words):
+    if arguments and not any("bundle:=" in argument for argument in arguments):
+        arguments = ["-p", f"bundle:={bundles / ROBOT}", *arguments]
+    namespace = [] if "__ns:=/robot_1" in arguments else ["-r", f"__ns:=/{ROBOT}"]
+    child = start_node("policy_node", *namespace, *arguments)
+    assert child.wait(timeout=30) == 2
+    stderr = child.log.read_text()
     [line] = [line for line in stderr.splitlines() if line.startswith("kdmarl: ")]
     for word in words:
         assert word in line

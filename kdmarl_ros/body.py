@@ -1,0 +1,94 @@
+"""A real robot around its policy: standard topics in, commands out, as its sensor map says."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+
+from kdmarl_ros import qos
+from kdmarl_ros.sensor_map import Reading, SensorMap
+
+STOP_WITHIN_S = 1.0  # a node that ends brakes no longer than this, then commands zero
+
+
+class Body:
+    """The entities of a sensor map on a node."""
+
+    def __init__(
+        self,
+        node: Node,
+        sensor_map: SensorMap,
+        sensor_profile: QoSProfile,
+        on_reading: Callable[[Reading], None],
+    ) -> None:
+        """Listen to all topics of a map and be ready to command.
+
+        Args:
+            node: whose topics they become.
+            sensor_map: what to listen to and what to command.
+            sensor_profile: QoS of the subscriptions.
+            on_reading: called with every block that a message brings up to date.
+        """
+        self._node, self._map, self._on_reading = node, sensor_map, on_reading
+        self._command = sensor_map.command
+        self._engaged = False
+        self._publisher: Publisher[Any] = node.create_publisher(
+            self._command.message, self._command.topic, qos.ACTION
+        )
+        self._subscriptions = [
+            node.create_subscription(
+                source.message,
+                source.topic,
+                functools.partial(self._on_message, index),
+                sensor_profile,
+            )
+            for index, source in enumerate(sensor_map.sources)
+        ]
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = node.create_timer(self._command.period_s, self._on_period, clock=steady)
+
+    def act(self, action: int | None) -> None:
+        """Head for what an action commands; None: brake and stand, the safe action."""
+        self._engaged = True
+        self._command.aim(action)
+
+    def stop(self) -> None:
+        """Brake to a stand within the limits, then fall silent; returns when the base stands."""
+        if not self._engaged:
+            return
+        self._engaged = False
+        self._command.aim(None)
+        give_up_s = time.monotonic() + STOP_WITHIN_S
+        while not self._command.at_rest and time.monotonic() < give_up_s:
+            self._publish()
+            time.sleep(self._command.period_s)
+        self._publisher.publish(self._command.standing(self._stamp()))
+
+    def close(self) -> None:
+        """Free all entities."""
+        self._node.destroy_timer(self._timer)
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._node.destroy_publisher(self._publisher)
+
+    def _on_message(self, source: int, message: object) -> None:
+        for reading in self._map.take(source, message, time.monotonic()):
+            self._on_reading(reading)
+
+    def _on_period(self) -> None:
+        if self._engaged:
+            self._publish()
+
+    def _publish(self) -> None:
+        self._publisher.publish(self._command.next(time.monotonic(), self._stamp()))
+
+    def _stamp(self) -> object:
+        return self._node.get_clock().now().to_msg()

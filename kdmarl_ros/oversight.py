@@ -1,0 +1,104 @@
+"""People above the policy: stops that outlive the process, and a manual override. No ROS here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from kdmarl_core.errors import UserError
+from kdmarl_core.schema import read_json
+
+ROBOT = "robot"  # who can stop: the robot's own topic and service, or the swarm's
+SWARM = "swarm"
+
+
+def state_folder(given: str) -> Path:
+    """Where a node keeps what must outlive it; by default one folder per user and ROS domain."""
+    if given:
+        return Path(given)
+    home = Path(os.environ.get("ROS_HOME") or "~/.ros").expanduser()
+    return home / "kdmarl" / f"domain_{os.environ.get('ROS_DOMAIN_ID') or 0}"
+
+
+class StopLatch:
+    """Who stopped something and has not released it, kept in a file.
+
+    The file outlives the process and the machine's power: what was stopped starts again stopped.
+    Without the file nothing is stopped; a file that cannot be understood stops.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file, if there is one."""
+        self._path = path
+        self._since: dict[str, str] = {}
+        if path.exists():
+            try:
+                self._since = {str(who): str(when) for who, when in read_json(path).items()}
+            except UserError:
+                self._since = {ROBOT: "an unknown time: its record is damaged"}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether anybody holds it stopped."""
+        return bool(self._since)
+
+    @property
+    def reason(self) -> str:
+        """Who holds it stopped, and since when; empty if nobody does."""
+        return ", ".join(f"by {who} since {when}" for who, when in self._since.items())
+
+    def set(self, who: str, stopped: bool) -> str:
+        """Stop, or release what the same one has stopped.
+
+        Returns why this will not outlive the process, or nothing. A stop that cannot be kept is
+        a stop nevertheless; a release that cannot be kept is none.
+        """
+        if stopped == (who in self._since):
+            return ""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        wanted = {name: when for name, when in self._since.items() if name != who}
+        if stopped:
+            self._since = wanted = wanted | {who: now}
+        try:
+            self._keep(wanted)
+        except OSError as error:
+            return f"{self._path}: cannot be written ({error.strerror})"
+        self._since = wanted
+        return ""
+
+    def _keep(self, since: dict[str, str]) -> None:
+        if not since:
+            self._path.unlink(missing_ok=True)
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("w") as file:
+            json.dump(since, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+
+class Override:
+    """A person's action, valid for a short while after it was last sent."""
+
+    def __init__(self, actions: int, timeout_s: float) -> None:
+        """For a robot with so many actions."""
+        self._actions = actions
+        self._timeout_s = timeout_s
+        self._action = -1
+        self._received_s = 0.0
+
+    def set(self, action: int, now_s: float) -> bool:
+        """Take an action's index, or -1 to end the override; False if there is no such action."""
+        if not -1 <= action < self._actions:
+            return False
+        self._action, self._received_s = action, now_s
+        return True
+
+    def action(self, now_s: float) -> int | None:
+        """The action to use in place of the policy's, if there is one."""
+        valid = self._action >= 0 and now_s - self._received_s <= self._timeout_s
+        return self._action if valid else None

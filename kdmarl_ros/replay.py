@@ -1,0 +1,130 @@
+"""Recorded sensor messages through a bundle: does it choose what was chosen then?
+
+Each robot's messages go through the very `PolicyRuntime` that its node uses, so that repetitions,
+restarts and the resets of recurrent students are treated alike. A decision belongs to the step
+that was seen: recordings are of runs in lock-step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from rclpy.serialization import deserialize_message
+
+from kdmarl_core.bundle import BundlePolicy
+from kdmarl_core.errors import UserError
+from kdmarl_ros import topics
+from kdmarl_ros.inputs import NEVER, Stamp
+from kdmarl_ros.msg import AgentAction, FeatureBlock
+from kdmarl_ros.policy_runtime import PolicyRuntime
+from kdmarl_ros.recording import Recorded, Recording
+
+_TYPES = {"kdmarl_ros/msg/FeatureBlock": FeatureBlock, "kdmarl_ros/msg/AgentAction": AgentAction}
+
+
+class Difference(NamedTuple):
+    """The first action that the bundle would not have chosen."""
+
+    episode: int
+    step: int
+    expected: str  # the bundle's
+    found: str  # the recorded one
+
+
+class Replay(NamedTuple):
+    """One robot's recorded actions against a bundle's."""
+
+    robot: str
+    compared: int
+    safe: int  # recorded safe actions: not the policy's
+    unknown: int  # actions whose inputs were not all recorded
+    difference: Difference | None
+
+
+def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
+    """Compare the actions of the bundle's robot with what it decides on the recorded inputs.
+
+    Raises:
+        UserError: the recording has no messages of that robot, or they cannot be decoded.
+    """
+    manifest = policy.manifest
+    runtime = PolicyRuntime(policy)
+    recurrent = manifest.student.state_size > 0
+    names = topics.inputs(
+        (block.name for block in manifest.blocks), masked=manifest.legal_actions_vary
+    )
+    inputs = {
+        f"/{topics.of_robot(manifest.robot, topics.sensor(name))}": index
+        for index, name in enumerate(names)
+    }
+    answers = f"/{topics.of_robot(manifest.robot, topics.ACTION)}"
+    decided: dict[Stamp, set[int]] = defaultdict(set)
+    actions: list[AgentAction] = []
+    last, whole = NEVER, False
+    for recorded in recording.messages:
+        if recorded.topic == answers:
+            actions.append(_decoded(recorded, where))
+        index = inputs.get(recorded.topic)
+        if index is None:
+            continue
+        message = _decoded(recorded, where)
+        if not runtime.receive(index, message.episode, message.step, message.data, 0.0):
+            continue
+        stamp = runtime.complete()
+        if stamp is None:
+            continue
+        decision = runtime.decide(stamp)
+        if stamp != last:
+            # What a recurrent student remembers is known only as long as no step is missing.
+            follows = whole and stamp == (last[0], last[1] + 1)
+            whole, last = stamp[1] == 0 or follows or not recurrent, stamp
+        if whole and not decision.safe:
+            decided[stamp].add(decision.action)
+    if not actions:
+        raise UserError(
+            f"{where}: no actions of robot '{manifest.robot}'; give a recording of its run"
+        )
+    return _compared(manifest.robot, manifest.actions, actions, decided)
+
+
+def _compared(
+    robot: str,
+    names: tuple[str, ...],
+    actions: list[AgentAction],
+    decided: dict[Stamp, set[int]],
+) -> Replay:
+    compared = safe = unknown = 0
+    difference = None
+    for action in actions:
+        expected = decided.get((action.episode, action.step))
+        if action.status != AgentAction.STATUS_POLICY:
+            safe += 1
+        elif expected is None:
+            unknown += 1
+        else:
+            compared += 1
+            if difference is None and action.action not in expected:
+                known = 0 <= action.action < len(names)
+                difference = Difference(
+                    action.episode,
+                    action.step,
+                    " or ".join(names[index] for index in sorted(expected)),
+                    names[action.action] if known else f"number {action.action}",
+                )
+    return Replay(robot, compared, safe, unknown, difference)
+
+
+def _decoded(recorded: Recorded, where: str) -> FeatureBlock | AgentAction:
+    kind = _TYPES.get(recorded.type_name)
+    if kind is None:
+        raise UserError(
+            f"{where}: {recorded.topic} is of type '{recorded.type_name}', not one of "
+            f"{' and '.join(_TYPES)}; give a recording of 'kdmarl swarm'"
+        )
+    try:
+        return deserialize_message(recorded.data, kind)
+    except Exception as error:  # the type support's own exceptions share no public base class
+        raise UserError(
+            f"{where}: a message of {recorded.topic} cannot be decoded ({error}); record again"
+        ) from None

@@ -1,0 +1,242 @@
+"""People above the policy: emergency stops, a manual override, and the lifecycle under abuse."""
+
+import random
+import signal
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from ros_driver import ROBOT, driving, observations
+from std_msgs.msg import Bool, Int32
+from std_srvs.srv import SetBool
+
+from kdmarl_ros import qos, topics
+from kdmarl_ros.msg import AgentAction
+from kdmarl_ros.oversight import ROBOT as BY_ROBOT
+from kdmarl_ros.oversight import SWARM, Override, StopLatch
+
+SAFE, POLICY = AgentAction.STATUS_SAFE, AgentAction.STATUS_POLICY
+OVERRIDE = AgentAction.STATUS_OVERRIDE
+PHASES = 8  # of a step in which a signal comes; benchmarks/faults.py tries 100
+
+
+@pytest.fixture
+def sensors(domain, policies):
+    with driving(domain, policies[0].manifest) as driver:
+        yield driver
+
+
+@pytest.fixture
+def node(start_node, bundles):
+    def start(*more):
+        return start_node(
+            "policy_node", "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}",
+            "-p", "timeout_s:=0.5", "-p", "sensor_reliability:=reliable", *more,
+        )  # fmt: skip
+
+    return start
+
+
+def until_only(sensors, status):
+    """Stream until what is heard has this status, and that it stays so for a while."""
+    first = sensors.step + 1
+    sensors.stream_until(
+        lambda: any(a.step >= first and a.status == status for a in sensors.actions)
+    )
+    sensors.actions.clear()
+    last = sensors.step + 20
+    sensors.stream_until(lambda: sensors.step > last and sensors.actions)
+    assert {action.status for action in sensors.actions} == {status}
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("name", [topics.EMERGENCY_STOP, topics.SWARM_STOP])
+def test_a_stop_wins_outlives_the_node_and_is_released_on_purpose(sensors, node, name):
+    child = node("-p", "mode:=real_time", "-p", "rate_hz:=50.0")
+    sensors.until_listened_to()
+    until_only(sensors, POLICY)
+    override = sensors.publisher(Int32, topics.OVERRIDE, qos.COMMAND)
+    sensors.stop(True, name)
+    until_only(sensors, SAFE)
+    assert {a.action for a in sensors.actions} == {sensors.manifest.safe_index}
+    assert sensors.stopped[-1] is True
+    # A person's override does not move a stopped robot.
+    override.publish(Int32(data=2))
+    until_only(sensors, SAFE)
+    sensors.until_reported("stopped by", level=DiagnosticStatus.ERROR, meanwhile=sensors.send_new)
+    # Neither does another life of its node, even of one that was killed.
+    child.kill()
+    child.wait()
+    node("-p", "mode:=real_time", "-p", "rate_hz:=50.0")
+    sensors.until_listened_to()
+    until_only(sensors, SAFE)
+    # Who did not stop it cannot release it.
+    other = {topics.EMERGENCY_STOP, topics.SWARM_STOP} - {name}
+    sensors.stop(False, other.pop())
+    until_only(sensors, SAFE)
+    sensors.stop(False, name)
+    until_only(sensors, POLICY)
+    assert sensors.stopped[-1] is False
+
+
+@pytest.mark.ros
+def test_a_stop_by_service_in_lock_step(sensors, node):
+    node()
+    sensors.until_listened_to()
+    observation = observations(sensors.manifest, 1)[0]
+    before = sensors.answer(observation, 1, 0)
+    sensors.actions.clear()
+    name = f"/{ROBOT}/{topics.EMERGENCY_STOP}"
+    answer = sensors.call_at(SetBool, name, SetBool.Request(data=True))
+    assert answer.success
+    assert "stopped by robot" in answer.message
+    sensors.until(lambda: sensors.actions)  # at once, not with the next step
+    sensors.send(observation, 1, 1)
+    sensors.until(lambda: sensors.actions[-1].step == 1)
+    assert {a.status for a in sensors.actions} == {SAFE}
+    assert sensors.call_at(SetBool, name, SetBool.Request(data=False)).message == "not stopped"
+    assert sensors.answer(observation, 1, 2).action == before.action
+
+
+@pytest.mark.ros
+def test_a_stop_that_was_asked_for_before_the_node_was_there(sensors, node):
+    """Latched by whoever asked, heard by the node that comes later."""
+    publisher = sensors.node.create_publisher(Bool, topics.SWARM_STOP, qos.LATCHED)
+    publisher.publish(Bool(data=True))
+    node()
+    sensors.until_listened_to()
+    sensors.until_reported("stopped by swarm")
+    sensors.send_new()
+    sensors.until(lambda: sensors.actions)
+    assert sensors.actions[-1].status == SAFE
+
+
+@pytest.mark.ros
+def test_a_person_flies_as_long_as_commands_come(sensors, node):
+    node("-p", "override_timeout_s:=0.3")
+    sensors.until_listened_to()
+    publisher = sensors.publisher(Int32, topics.OVERRIDE, qos.COMMAND)
+
+    def fly(action):
+        publisher.publish(Int32(data=action))
+        sensors.send_new()
+
+    for action in (1, 4):
+        sensors.actions.clear()
+        sensors.until(
+            lambda n=action: any((a.status, a.action) == (OVERRIDE, n) for a in sensors.actions),
+            meanwhile=lambda n=action: fly(n),
+        )
+    sensors.until_reported("a person chooses", meanwhile=lambda: fly(4))
+    until_only(sensors, POLICY)
+    sensors.until_reported("dropping override", meanwhile=lambda: fly(99))
+    until_only(sensors, POLICY)
+    # -1 gives the robot back at once.
+    sensors.until(lambda: sensors.actions[-1].status == OVERRIDE, meanwhile=lambda: fly(2))
+    sensors.until(lambda: sensors.actions[-1].status == POLICY, meanwhile=lambda: fly(-1))
+
+
+# Row 30
+
+
+@pytest.mark.ros
+def test_no_action_follows_the_safe_one_of_a_deactivation(sensors, node):
+    node("-p", "timeout_s:=5.0")
+    sensors.until_listened_to()
+    rng = random.Random(0)
+    transitions = [
+        Transition.TRANSITION_ACTIVATE,
+        Transition.TRANSITION_DEACTIVATE,
+        Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE,
+    ]
+    # What leads from state to state; all else must be refused and change nothing.
+    allowed = {
+        "active": {Transition.TRANSITION_DEACTIVATE: "inactive"},
+        "inactive": {
+            Transition.TRANSITION_ACTIVATE: "active",
+            Transition.TRANSITION_CLEANUP: "unconfigured",
+        },
+        "unconfigured": {Transition.TRANSITION_CONFIGURE: "inactive"},
+    }
+    state = "active"
+    for _ in range(40):
+        transition = rng.choice(transitions)
+        was = state
+        for _ in range(3):
+            sensors.send_new()
+        assert sensors.change(transition) == (transition in allowed[state])
+        state = allowed[state].get(transition, state)
+        if was == "active" and state == "inactive":
+            sensors.until(lambda: sensors.actions and sensors.actions[-1].status == SAFE)
+        if state != "active":
+            heard = len(sensors.actions)
+            sensors.send_new()
+            sensors.spin(0.05)
+            assert all(a.status == SAFE for a in sensors.actions[heard:])
+
+
+# Row 22
+
+
+@pytest.mark.ros
+def test_a_signal_in_any_phase_ends_in_the_safe_action(sensors, node):
+    for phase in np.linspace(0.0, 0.02, PHASES):
+        child = node("-p", "mode:=real_time", "-p", "rate_hz:=50.0")
+        sensors.until_listened_to()
+        sensors.until_acting()
+        sensors.spin(float(phase))
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=10) == 0
+        sensors.spin(0.1)
+        assert sensors.actions[-1].status == SAFE
+        sensors.actions.clear()
+
+
+# Without nodes
+
+
+def test_stops_are_kept_by_who_asked(tmp_path):
+    path = tmp_path / "deep" / "robot.json"
+    latch = StopLatch(path)
+    assert not latch.stopped
+    assert latch.set(BY_ROBOT, True) == ""
+    assert latch.set(SWARM, True) == ""
+    again = StopLatch(path)
+    assert again.stopped
+    assert "by robot since" in again.reason
+    again.set(BY_ROBOT, False)
+    assert StopLatch(path).stopped
+    again.set(SWARM, False)
+    assert not StopLatch(path).stopped
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00\x00", '"x"'])
+def test_a_damaged_record_stops(tmp_path, content):
+    path = tmp_path / "robot.json"
+    path.write_text(content)
+    latch = StopLatch(path)
+    assert latch.stopped
+    latch.set(BY_ROBOT, False)
+    assert not StopLatch(path).stopped
+
+
+def test_a_stop_that_cannot_be_kept_holds_and_is_reported(tmp_path):
+    (tmp_path / "file").write_text("")
+    latch = StopLatch(tmp_path / "file" / "robot.json")
+    assert "cannot be written" in latch.set(BY_ROBOT, True)
+    assert latch.stopped
+
+
+def test_an_override_ends_by_itself():
+    override = Override(5, timeout_s=0.5)
+    assert override.action(0.0) is None
+    assert not override.set(5, 0.0)
+    assert not override.set(-2, 0.0)
+    assert override.set(3, 1.0)
+    assert [override.action(t) for t in (1.0, 1.5, 1.51)] == [3, 3, None]
+    override.set(3, 2.0)
+    override.set(-1, 2.1)
+    assert override.action(2.1) is None

@@ -1,0 +1,82 @@
+"""Runs that are recorded, and runs whose recording fails."""
+
+import json
+
+import pytest
+
+from kdmarl_core.bundle import MANIFEST
+from kdmarl_core.files import share_folder
+from kdmarl_core.team import load_team
+from kdmarl_ros import results, sros2
+from kdmarl_ros.recording import read_recording
+
+pytestmark = pytest.mark.ros
+
+EPISODES, STEPS = 3, 25
+RUN = ["swarm", "--team", "simple_spread", "--episodes", str(EPISODES), "--json"]
+
+
+def test_a_run_is_recorded_whole_and_agrees_with_its_bundles(domain, bundles, kdmarl, tmp_path):
+    done = kdmarl(*RUN, "--bundles", str(bundles), "--record", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "out" / "recording.mcap"
+    recording = read_recording(path)
+    assert not recording.cut_off
+    team = load_team("simple_spread")
+    for robot in team.robots:
+        text = (bundles / robot.name / MANIFEST).read_text()
+        assert json.loads(recording.manifests[robot.name]) == json.loads(text)
+    counts = dict.fromkeys((f"/{name.strip('/')}" for name in sros2.recorded_topics(team)), 0)
+    for message in recording.messages:
+        counts[message.topic] += 1
+    for topic, count in counts.items():
+        if "/sensors/" in topic or topic.endswith("/action") or topic == "/swarm/step":
+            assert count >= EPISODES * STEPS, topic
+        else:
+            assert count > 0, topic  # best effort, or sent once per second
+    done = kdmarl("replay", str(path), "--bundle", str(bundles), "--json")
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout):
+        assert found["compared"] >= EPISODES * STEPS
+        assert (found["unknown"], found["difference"]) == (0, None)
+
+
+@pytest.mark.parametrize("place", ["full disk", "read-only"])
+def test_a_run_goes_on_without_its_recording(domain, bundles, kdmarl, tmp_path, place):
+    """Fault: the recording cannot be written. /dev/full is a disk that is always full."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "episodes.jsonl").touch()
+    if place == "full disk":
+        (folder / "recording.mcap").symlink_to("/dev/full")
+    else:
+        (folder / "recording.mcap").mkdir()
+    done = kdmarl(*RUN, "--bundles", str(bundles), "--record", "--output", "out", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert len(results.read(folder / "episodes.jsonl")) == EPISODES
+    assert json.loads(done.stdout)["missed_deadlines"] == 0
+    [line] = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert "recording ended" in line
+    assert {"full disk": "No space left", "read-only": "Is a directory"}[place] in line
+
+
+def test_the_layout_shows_what_a_run_publishes():
+    """Foxglove says nothing of a topic that is not there."""
+    path = share_folder() / "config" / "foxglove" / "swarm.json"
+    layout = json.loads(path.read_text())
+    team = load_team("simple_spread")
+    known = {f"/{name.strip('/')}" for name in sros2.recorded_topics(team)}
+    panels = layout["configById"]
+    text = json.dumps(panels)
+    for topic in ("/swarm/markers", "/swarm/step", "/diagnostics"):
+        assert f'"{topic}' in text
+        assert topic in known
+
+    def leaves(node):
+        return [node] if isinstance(node, str) else leaves(node["first"]) + leaves(node["second"])
+
+    assert sorted(leaves(layout["layout"])) == sorted(panels)
+    shown = {
+        path["value"].split(".")[0] for panel in panels.values() for path in panel.get("paths", [])
+    }
+    assert shown <= known
