@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
@@ -148,8 +147,8 @@ def _with_network(team: Team, network: str | None) -> Team:
 
 def _print(found: dict[str, object]) -> None:
     print(
-        f"{found['team']} ({found['network']}): update {found['update_ms']:.2f} ms, products alone "
-        f"{found['products_ms']:.2f} ms, ratio {found['ratio']:.2f}; "
+        f"{found['team']} ({found['network']}): update {found['update_ms']:.2f} ms, products "
+        f"alone {found['products_ms']:.2f} ms, ratio {found['ratio']:.2f}; "
         f"{found['samples_per_second']:,.0f} robot samples/s"
     )
 

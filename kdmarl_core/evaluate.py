@@ -77,9 +77,16 @@ def returns(episodes: Sequence[Episode]) -> Returns:
 
 
 def evaluation(played: Sequence[Episode], seed: int) -> Evaluation:
-    """Mean return of a run's episodes."""
+    """Mean return and win rate of a run's episodes."""
     values = returns(played)
-    return Evaluation(float(values.mean()), standard_error(values), len(values), seed)
+    won = [episode.outcome == "won" for episode in played if episode.outcome]
+    return Evaluation(
+        mean_return=float(values.mean()),
+        standard_error=standard_error(values),
+        episodes=len(values),
+        seed=seed,
+        win_rate=sum(won) / len(won) if won else None,
+    )
 
 
 class RandomPlayer:

@@ -20,6 +20,7 @@ class Evaluation:
     standard_error: float
     episodes: int
     seed: int
+    win_rate: float | None  # None where nothing can be won
 
 
 class Interval(NamedTuple):
@@ -68,6 +69,26 @@ def normalised_retention(
     mean = np.mean([values.mean() for values in trained])
     value = (mean - random.mean()) / (teacher.mean() - random.mean())
     return Interval(float(value), float(low), float(high))
+
+
+def mean_difference(ones: Sequence[Returns], others: Sequence[Returns], seed: int = 0) -> Interval:
+    """Difference of mean returns of two methods with several training seeds each, 95 % interval.
+
+    Training seeds are drawn with replacement for each method by itself, episodes for both
+    together: all of them play the same ones.
+    """
+    rng = np.random.default_rng(seed)
+    one, other = np.stack(ones), np.stack(others)
+    draws = np.empty(BOOTSTRAP_DRAWS)
+    for i in range(BOOTSTRAP_DRAWS):
+        episodes = rng.integers(one.shape[1], size=one.shape[1])
+        first, second = (
+            values[rng.integers(len(values), size=len(values))][:, episodes].mean()
+            for values in (one, other)
+        )
+        draws[i] = first - second
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(one.mean() - other.mean()), float(low), float(high))
 
 
 def percent(interval: Interval | None) -> str:

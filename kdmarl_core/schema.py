@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        document = yaml.load(_read_text(path), Loader=_UniqueKeyLoader)  # noqa: S506
+        document = yaml.load(read_text(path), Loader=_UniqueKeyLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date; nesting
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """The mapping at the top of a JSON file; raises as `read_yaml` does."""
-    return parse_json(_read_text(path), path)
+    return parse_json(read_text(path), path)
 
 
 def parse_json(text: str, where: Path) -> Mapping[str, Any]:
@@ -145,7 +145,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

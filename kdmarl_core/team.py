@@ -82,6 +82,14 @@ class Robot:
 
 
 @dataclass(frozen=True)
+class SensedBlocks:
+    """What a robot senses, for records."""
+
+    sensors: tuple[str, ...]
+    random_features: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
 class Team:
     """A checked team: robots in the order of the task's agents."""
 
@@ -91,6 +99,15 @@ class Team:
     teacher: str
     recipe: str
     robots: tuple[Robot, ...]
+
+    def restriction(self) -> dict[str, SensedBlocks]:
+        """What each agent's robot senses: whatever its students, all that a bound depends on."""
+        return {
+            robot.agent.name: SensedBlocks(
+                tuple(block.name for block in robot.sensors), robot.random_features
+            )
+            for robot in self.robots
+        }
 
     def record(self) -> dict[str, Any]:
         """What decides what a team's students can learn, for keys and hashes."""

@@ -31,7 +31,7 @@ TASK = "mpe/simple_spread"
 
 TRAINING_RECIPE = {
     "task": TASK,
-    "architecture": {"width": 16, "layers": 2},
+    "architecture": {"network": "mlp", "width": 16, "layers": 2},
     "env_steps": 1600,
     "num_envs": 16,
     "rollout_steps": 25,
@@ -194,11 +194,12 @@ def opinionated(module, seed: int = 0):
 def make_teacher(spec: TaskSpec, width: int = 16, seed: int = 0) -> tuple[Teacher, TeacherCard]:
     """An untrained teacher that nevertheless knows what it wants, and its card."""
     torch.manual_seed(seed)
-    architecture = Architecture(width, 2)
+    architecture = Architecture("mlp", width, 2)
     teacher = opinionated(Teacher(spec, architecture), seed)
     card = TeacherCard(
         task=spec.name,
         architecture=architecture,
+        restriction=None,
         reward_scale=0.2,
         gamma=0.95,
         gae_lambda=0.95,
@@ -210,7 +211,7 @@ def make_teacher(spec: TaskSpec, width: int = 16, seed: int = 0) -> tuple[Teache
         env_steps=0,
         seed=seed,
         training_seconds=0.0,
-        evaluation=Evaluation(0.0, 0.0, 1, seed),
+        evaluation=Evaluation(0.0, 0.0, 1, seed, None),
     )
     return teacher.eval().requires_grad_(False), card
 

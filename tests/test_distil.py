@@ -229,7 +229,11 @@ def test_an_interrupted_command_goes_on(distil_command, tmp_path, straight, monk
 
 def test_no_checkpoint_is_promised_where_there_is_none(distil_command, monkeypatch):
     """Ctrl-C while the buffer is filled."""
-    monkeypatch.setattr(distil_run, "fill_buffer", interrupting(fill_buffer, 1))
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distil_run, "fill_buffer", interrupted)
     stopped = distil_command("--output", "bundles")
     assert stopped.code == 130
     assert "interrupted" in stopped.err

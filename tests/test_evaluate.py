@@ -126,7 +126,12 @@ def test_evaluation_is_over_the_returns():
     assert returns(played).tolist() == [-10.0, -14.0]
     score = evaluation(played, seed=3)
     assert (score.mean_return, score.standard_error) == (-12.0, 2.0)
-    assert (score.episodes, score.seed) == (2, 3)
+    assert (score.episodes, score.seed, score.win_rate) == (2, 3, None)
+
+
+def test_a_win_rate_is_of_tasks_that_can_be_won():
+    played = [Episode(0, 1.0, 25, outcome, []) for outcome in ("won", "lost", "lost", "lost")]
+    assert evaluation(played, seed=0).win_rate == 0.25
 
 
 def view(observations=(), masks=()):

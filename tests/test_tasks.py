@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdmarl_core.tasks import block_columns, make_task, select_blocks, select_columns, task_names
+from kdmarl_core.tasks.opponent import greedy, load_opponent
 
 ENVS = 6
 # Of the families that make a task of any environment that there is.
@@ -210,6 +211,32 @@ def place_speaker_listener(world, observations, spec):
         landmark.state.p_pos = offset
 
 
+def place_simple_adversary(world, observations, spec):
+    """As above; only differences matter, so the first robot stands at the origin."""
+    columns = block_columns(spec.agents[0].blocks)
+    offsets = observations[0].astype(np.float64)
+    adversary, first, second = world.agents
+    first.state.p_pos = np.zeros(2)
+    second.state.p_pos = offsets[columns["teammates"]]
+    adversary.state.p_pos = offsets[columns["adversary"]]
+    for landmark, offset in zip(
+        world.landmarks, offsets[columns["landmarks"]].reshape(2, 2), strict=True
+    ):
+        landmark.state.p_pos = offset
+        if np.array_equal(offset, offsets[columns["goal"]]):
+            for agent in world.agents:
+                agent.goal_a = landmark
+
+
+def opponents_action(task, judge):
+    """What the task's frozen opponent does, from what `mpe2` shows it."""
+    if task.opponent is None:
+        return {}
+    name = task.opponent.agent.name
+    observed = judge.unwrapped.observe(name).astype(np.float32)
+    return {name: int(greedy(load_opponent(task.opponent, task.spec.name), observed))}
+
+
 def crowded_actions(observation, rng):
     """Half of the time towards robot 0's side, so that robots bump into each other."""
     x, y = observation[..., 2], observation[..., 3]
@@ -217,17 +244,24 @@ def crowded_actions(observation, rng):
     return np.where(rng.random(towards.shape) < 0.5, towards, rng.integers(5, size=towards.shape))
 
 
+def any_moves(observation, rng):
+    return rng.integers(5, size=observation.shape[:2])
+
+
 def any_words_and_moves(observation, rng):
     """Speaker's words and listener's moves."""
     return np.stack([rng.integers(count, size=len(observation)) for count in (3, 5)], -1)
 
 
+# Module of `mpe2`, how to place its entities, which actions to take, in how many episodes.
 SCENARIOS = {
-    "mpe/simple_spread": ("simple_spread_v3", place_simple_spread, crowded_actions),
+    "mpe/simple_adversary": ("simple_adversary_v3", place_simple_adversary, any_moves, 100),
+    "mpe/simple_spread": ("simple_spread_v3", place_simple_spread, crowded_actions, 12),
     "mpe/simple_speaker_listener": (
         "simple_speaker_listener_v4",
         place_speaker_listener,
         any_words_and_moves,
+        12,
     ),
 }
 
@@ -238,10 +272,9 @@ def test_every_mpe_task_is_compared():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_mpe_batch_equals_mpe2_step_by_step(name):
-    module, place, choose = SCENARIOS[name]
+    module, place, choose, envs = SCENARIOS[name]
     task = make_task(name)
     names = [agent.name for agent in task.spec.agents]
-    envs = 12
     batch = task.make_batch(envs)
     parallel_env = importlib.import_module(f"mpe2.{module}").parallel_env
     judges = [parallel_env(max_cycles=25) for _ in range(envs)]
@@ -254,8 +287,9 @@ def test_mpe_batch_equals_mpe2_step_by_step(name):
         actions = choose(now.observation, rng)
         now = batch.step(actions)
         for env, judge in enumerate(judges):
-            named = {name: int(action) for name, action in zip(names, actions[env], strict=True)}
-            observed, rewards, _, truncated, _ = judge.step(named)
+            named = dict(zip(names, map(int, actions[env]), strict=True))
+            observed, rewards, _, truncated, _ = judge.step(named | opponents_action(task, judge))
+            rewards = {name: rewards[name] for name in names}
             bumps += len(set(rewards.values())) > 1
             assert now.reward[env] == pytest.approx(np.mean(list(rewards.values())), abs=1e-4)
             assert all(truncated.values()) == now.done[env] == (step == 25)

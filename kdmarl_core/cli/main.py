@@ -13,7 +13,16 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     Each command's module is imported when the parser is made and is light; torch and simulators
     are imported when a command runs.
     """
-    from kdmarl_core.cli import distil, evaluate, security, tasks, train
+    from kdmarl_core.cli import (
+        ablation,
+        distil,
+        evaluate,
+        opponent,
+        security,
+        table,
+        tasks,
+        train,
+    )
 
     parser = argparse.ArgumentParser(
         prog="kdmarl",
@@ -21,6 +30,6 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     )
     parser.add_argument("--version", action="version", version=f"kdmarl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (tasks, train, distil, evaluate, security):
+    for module in (tasks, train, opponent, distil, evaluate, table, ablation, security):
         module.add_command(commands)
     return parser, commands

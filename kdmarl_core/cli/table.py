@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from kdmarl_core.cli.common import add_json, positive, print_json, print_table, 
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.losses import Terms
+    from kdmarl_core.experiments.cells import Cell
     from kdmarl_core.experiments.plan import Row
     from kdmarl_core.experiments.table import RowCells
+    from kdmarl_core.team import Team
 
 KINDS = ("given", "students", "bounds")
 PAGE = Path("docs") / "results.md"
@@ -46,6 +49,7 @@ def add_command(commands: Any) -> None:
 def table_command(arguments: argparse.Namespace) -> None:
     """Compute what is asked for, then print what there is."""
     from kdmarl_core.experiments.plan import load_plan, rows
+    from kdmarl_core.experiments.table import HEADER, markdown, put_between
 
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
     chosen = list(rows(plan, arguments.tasks, arguments.settings))
@@ -59,16 +63,11 @@ def table_command(arguments: argparse.Namespace) -> None:
         print_json([_figures(cells) for cells in found])
         return
     tables = _tables(found)
-    from kdmarl_core.experiments.table import HEADER, markdown, replace_between
-
     for task, lines in tables.items():
         print_table(task, HEADER, lines)
     if arguments.write:
-        text = "\n".join(markdown(task, lines, HEADER) for task, lines in tables.items())
-        page = replace_between(PAGE, "<!-- table -->", "<!-- end of table -->", text)
-        from kdmarl_core.files import atomic_write
-
-        atomic_write(PAGE, page.encode())
+        parts = [markdown(task, lines, HEADER) for task, lines in tables.items()]
+        put_between(PAGE, "table", "\n".join(parts))
 
 
 def _row(
@@ -89,50 +88,90 @@ def _row(
     recipe = load_recipe(team.recipe)
     folder, slug = results / row.slug, row.setting.replace(" ", "_").replace("+", "")
 
-    def cell(name: str, kind: str, inputs: dict[str, Any], compute: Any) -> cells.Cell | None:
-        path = folder / f"{name}.json"
-        known = cells.read_cell(path, inputs)
-        if known is None and kind in arguments.compute:
-            line = bar.add_task(f"{row.task} {name}", total=None, figures="")
-            known = compute(_reporter(bar, line))
-            bar.update(line, total=1, completed=1)
-            cells.write_cell(path, known)
-        return known
+    def cell(
+        name: str, kind: str, inputs: dict[str, Any], compute: Callable[[Any, Any], Cell]
+    ) -> Cell | None:
+        wanted = kind in arguments.compute
+        run = shown(bar, f"{row.task} {name}", compute) if wanted else None
+        return cells.obtain(folder / f"{name}.json", inputs, run)
 
-    students = []
-    for seed in range(seeds):
+    def student(seed: int) -> Cell | None:
         work = Work(team, teacher, card, recipe, seed)
-        checkpoints = Path("runs") / "table" / row.slug / f"{slug}-{seed}"
-        students.append(
-            cell(
-                f"{slug}-students-{seed}",
-                "students",
-                cells.student_inputs(work, episodes),
-                lambda report, work=work, place=checkpoints: cells.distil_students(
-                    work, episodes, place, report
-                ),
-            )
+        place = Path("runs") / "table" / row.slug / f"{slug}-{seed}"
+        return cell(
+            f"{slug}-students-{seed}",
+            "students",
+            cells.student_inputs(work, episodes),
+            lambda bar, line: cells.distil_students(
+                work, episodes, place, distil_reporter(bar, line)
+            ),
         )
+
+    students = [student(seed) for seed in range(seeds)]
     return RowCells(
         row=row,
         teacher=cell(
             "teacher",
             "given",
             cells.teacher_inputs(team.task, card, episodes),
-            lambda _: cells.play_teacher(team.task, teacher, card, episodes),
+            lambda *_: cells.play_teacher(team.task, teacher, card, episodes),
         ),
         random=cell(
             "random",
             "given",
             cells.common_inputs("random", team.task, episodes),
-            lambda _: cells.play_random(team.task, episodes),
+            lambda *_: cells.play_random(team.task, episodes),
         ),
         students=tuple(found for found in students if found is not None),
-        bound=None,
+        bound=_bound(row, team, episodes, cell),
     )
 
 
-def _reporter(bar: Any, line: Any) -> Any:
+def _bound(row: Row, team: Team, episodes: int, cell: Callable[..., Cell | None]) -> Cell | None:
+    """The bound of the row's restriction; with full observations that is the teacher."""
+    from kdmarl_core.experiments import cells
+    from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
+
+    if row.setting == "FO":
+        return None
+    spec = team.task.spec
+    recipe = load_recipe(shipped_recipe(spec), spec).with_network("gru")
+    name = f"bound-{row.setting.split()[-1]}"
+    return cell(
+        name,
+        "bounds",
+        cells.bound_inputs(team, recipe, episodes),
+        lambda bar, line: cells.train_bound(
+            team,
+            recipe,
+            episodes,
+            Path("runs") / "table" / row.slug / name,
+            _training_reporter(bar, line, recipe.iterations),
+        ),
+    )
+
+
+def shown(bar: Any, name: str, compute: Callable[[Any, Any], Cell]) -> Callable[[], Cell]:
+    """A computation that shows its progress as one line of the bar."""
+
+    def run() -> Cell:
+        line = bar.add_task(name, total=None, figures="")
+        cell = compute(bar, line)
+        bar.update(line, total=1, completed=1)
+        return cell
+
+    return run
+
+
+def _training_reporter(bar: Any, line: Any, iterations: int) -> Any:
+    def report(iteration: int, figures: dict[str, float]) -> None:
+        shown = f"return {figures['return']:.2f}"
+        bar.update(line, total=iterations, completed=iteration, figures=shown)
+
+    return report
+
+
+def distil_reporter(bar: Any, line: Any) -> Any:
     """A report for `distil` that moves one line of the bar through both phases."""
 
     def report(

@@ -21,22 +21,34 @@ from kdmarl_core.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from kdmarl_core.metrics import Evaluation
     from kdmarl_core.tasks import Task
     from kdmarl_core.teacher.mappo import Recipe
+    from kdmarl_core.team import Team
 
 
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("train", help="train a teacher with MAPPO")
+    parser = commands.add_parser(
+        "train", help="train a teacher with MAPPO, or the bound of a team's restriction"
+    )
     parser.add_argument("task", help="a task of `kdmarl tasks`, such as mpe/simple_spread")
     parser.add_argument("--recipe", metavar="FILE", help="default config/training/<task>.yaml")
+    parser.add_argument(
+        "--team", help="train on what the robots of this team sense: the bound of its restriction"
+    )
+    parser.add_argument(
+        "--network",
+        choices=("mlp", "gru"),
+        help="the actor's, instead of the recipe's (with --team: gru)",
+    )
     parser.add_argument("--env-steps", type=positive, help="instead of the recipe's")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument(
         "--episodes", type=positive, default=1000, help="to evaluate (default 1000)"
     )
     parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
-    add_output(parser, "runs/train/<task>-<seed>")
+    add_output(parser, "runs/train/<task>[-<team>]-<seed>")
     add_seed(parser)
     add_json(parser)
     parser.set_defaults(command=train_teacher)
@@ -54,8 +66,12 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     from kdmarl_core.teacher.train import CHECKPOINT, train
 
     task = make_task(arguments.task)
-    recipe = _load_recipe(arguments, task)
-    folder = Path(arguments.output or f"runs/train/{task.spec.slug}-{arguments.seed}")
+    team = _team(arguments, task)
+    recipe = chosen_recipe(arguments, task)
+    if team or arguments.network:
+        recipe = recipe.with_network(arguments.network or "gru")
+    name = f"{task.spec.slug}-{team.name}" if team else task.spec.slug
+    folder = Path(arguments.output or f"runs/train/{name}-{arguments.seed}")
     torch.set_num_threads(arguments.threads)
     refuse_existing(folder, CHECKPOINT, overwrite=arguments.overwrite or arguments.resume)
     if not arguments.resume:
@@ -74,7 +90,13 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 
         try:
             teacher, seconds = train(
-                task, recipe, arguments.seed, folder, resume=arguments.resume, report=report
+                task,
+                recipe,
+                arguments.seed,
+                folder,
+                team=team,
+                resume=arguments.resume,
+                report=report,
             )
         except KeyboardInterrupt:
             console.print(f"checkpoint kept in {folder}; go on with --resume")
@@ -82,12 +104,13 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     player = TeacherPlayer(teacher, task.spec)
     played = list(play(task.make_reference(), player, arguments.episodes, arguments.seed))
     score = evaluation(played, arguments.seed)
-    card = _card(arguments, recipe, task, seconds, score)
+    card = _card(arguments, recipe, task, team, seconds, score)
     save_teacher(teacher, card, folder / "teacher", overwrite=True)
     figures = {
         "teacher": str(folder / "teacher"),
         "return": score.mean_return,
         "standard_error": score.standard_error,
+        "win_rate": score.win_rate,
         "episodes": score.episodes,
         "env_steps": card.env_steps,
         "training_seconds": round(seconds, 1),
@@ -98,29 +121,45 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     else:
         print(
             f"{folder / 'teacher'}: return {score.mean_return:.2f} +- {score.standard_error:.2f} "
-            f"(standard error, {score.episodes} greedy episodes), {seconds:.0f} s, "
+            f"(standard error, {score.episodes} greedy episodes){_wins(score)}, {seconds:.0f} s, "
             f"{card.env_steps / seconds:.0f} environment steps/s"
         )
 
 
-def _load_recipe(arguments: argparse.Namespace, task: Task) -> Recipe:
+def chosen_recipe(arguments: argparse.Namespace, task: Task, suffix: str = "") -> Recipe:
+    """The recipe that the arguments ask for; by default the one shipped as `<task><suffix>`.
+
+    Raises:
+        UserError: the file is missing or malformed, or is for another task.
+    """
     import dataclasses
 
-    from kdmarl_core.errors import UserError
-    from kdmarl_core.files import share_folder
-    from kdmarl_core.schema import from_mapping, read_yaml
-    from kdmarl_core.teacher.mappo import Recipe
+    from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
 
-    shipped = share_folder() / "config" / "training" / f"{task.spec.slug}.yaml"
-    path = Path(arguments.recipe or shipped)
-    recipe = from_mapping(Recipe, read_yaml(path), str(path))
-    if recipe.task != task.spec.name:
-        raise UserError(
-            f"{path}: task: '{recipe.task}' is not '{task.spec.name}'; give that task's recipe"
-        )
+    path = Path(arguments.recipe or shipped_recipe(task.spec, suffix))
+    recipe = load_recipe(path, task.spec)
     if arguments.env_steps is not None:
         recipe = dataclasses.replace(recipe, env_steps=arguments.env_steps)
     return recipe
+
+
+def _team(arguments: argparse.Namespace, task: Task) -> Team | None:
+    from kdmarl_core.errors import UserError
+    from kdmarl_core.team import load_team
+
+    if arguments.team is None:
+        return None
+    team = load_team(arguments.team)
+    if team.task.spec.name != task.spec.name:
+        raise UserError(
+            f"--team {arguments.team}: its task is '{team.task.spec.name}', not "
+            f"'{task.spec.name}'; give a team of this task"
+        )
+    return team
+
+
+def _wins(score: Evaluation) -> str:
+    return "" if score.win_rate is None else f", {score.win_rate:.1%} won"
 
 
 @contextlib.contextmanager
@@ -136,19 +175,22 @@ def _card(
     arguments: argparse.Namespace,
     recipe: Recipe,
     task: Task,
+    team: Team | None,
     seconds: float,
-    score: Any,
+    score: Evaluation,
 ) -> Any:
     from kdmarl_core.teacher.teacher import TeacherCard
 
     command = ["kdmarl", "train", task.spec.name, "--seed", str(arguments.seed)]
-    if arguments.recipe:
-        command += ["--recipe", arguments.recipe]
+    for option in ("team", "recipe", "network"):
+        if getattr(arguments, option):
+            command += [f"--{option}", getattr(arguments, option)]
     if arguments.env_steps is not None:
         command += ["--env-steps", str(arguments.env_steps)]
     return TeacherCard(
         task=task.spec.name,
         architecture=recipe.architecture,
+        restriction=team.restriction() if team else None,
         reward_scale=recipe.reward_scale,
         gamma=recipe.gamma,
         gae_lambda=recipe.gae_lambda,

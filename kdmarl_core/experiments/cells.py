@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,20 @@ from kdmarl_core import __version__
 from kdmarl_core.bundle import BundlePolicy
 from kdmarl_core.distil.run import Report, Work, distil, export
 from kdmarl_core.evaluate import BundlePlayer, Episode, RandomPlayer, TeamPlayer, play, returns
-from kdmarl_core.export import Layer, student_model
+from kdmarl_core.export import student_model
 from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Returns
 from kdmarl_core.resources.count import count
 from kdmarl_core.schema import from_mapping, read_json
 from kdmarl_core.tasks import Task
+from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
+from kdmarl_core.teacher.train import CHECKPOINT, train
+from kdmarl_core.team import Team
 
 EVALUATION_SEED = 0  # of all cells: every player plays the same episodes
+BOUND_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Cell:
     inputs: dict[str, Any]  # everything that made it
     returns: tuple[float, ...]  # of each episode
     won: tuple[int, ...]  # one or zero for each episode; empty where nothing can be won
-    flops_per_episode: float  # of all robots' decisions
+    flops_per_episode: float  # of all robots' decisions; 0 where that is not of interest
     seconds: float  # spent on training and playing
     kdmarl_version: str
 
@@ -61,9 +65,16 @@ def read_cell(path: Path, inputs: dict[str, Any]) -> Cell | None:
     return cell if cell.inputs == as_json(inputs) else None
 
 
-def write_cell(path: Path, cell: Cell) -> None:
-    """Write a cell; a killed run leaves the old file or the new one."""
-    atomic_write(path, (json.dumps(dataclasses.asdict(cell)) + "\n").encode())
+def obtain(path: Path, inputs: dict[str, Any], compute: Callable[[], Cell] | None) -> Cell | None:
+    """The cell in a file or, if it is not there, computed and written; None without `compute`.
+
+    A killed run leaves the old file or the new one.
+    """
+    cell = read_cell(path, inputs)
+    if cell is None and compute is not None:
+        cell = compute()
+        atomic_write(path, (json.dumps(dataclasses.asdict(cell)) + "\n").encode())
+    return cell
 
 
 def as_json(value: Any) -> Any:
@@ -97,6 +108,16 @@ def student_inputs(work: Work, episodes: int) -> dict[str, Any]:
     }
 
 
+def bound_inputs(team: Team, recipe: TeacherRecipe, episodes: int) -> dict[str, Any]:
+    """Inputs of the bound of a team's restriction."""
+    sensed = {agent: dataclasses.asdict(own) for agent, own in team.restriction().items()}
+    return common_inputs("bound", team.task, episodes) | {
+        "restriction": sensed,
+        "recipe": dataclasses.asdict(recipe),
+        "seed": BOUND_SEED,
+    }
+
+
 def play_random(task: Task, episodes: int) -> Cell:
     """The cell of uniformly random legal actions."""
     inputs = common_inputs("random", task, episodes)
@@ -105,7 +126,7 @@ def play_random(task: Task, episodes: int) -> Cell:
 
 def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int) -> Cell:
     """The cell of a task's teacher."""
-    model = student_model([Layer(*layer) for layer in teacher.actor.dense_layers()])
+    model = student_model(teacher.layers())
     flops = count(model).flops * task.spec.num_agents
     player = TeacherPlayer(teacher, task.spec)
     inputs = teacher_inputs(task, card, episodes)
@@ -122,6 +143,23 @@ def distil_students(work: Work, episodes: int, folder: Path, report: Report) -> 
     player = BundlePlayer(policies, work.team)
     inputs = student_inputs(work, episodes)
     return _played(work.team.task, player, inputs, flops, begun)
+
+
+def train_bound(
+    team: Team,
+    recipe: TeacherRecipe,
+    episodes: int,
+    folder: Path,
+    report: Callable[[int, dict[str, float]], None],
+) -> Cell:
+    """The bound of a team's restriction: a big policy trained by RL under it."""
+    begun = time.monotonic()
+    resume = (folder / CHECKPOINT).is_file()
+    policy, _ = train(
+        team.task, recipe, BOUND_SEED, folder, team=team, resume=resume, report=report
+    )
+    player = TeacherPlayer(policy, team.task.spec)
+    return _played(team.task, player, bound_inputs(team, recipe, episodes), 0, begun)
 
 
 def _played(

@@ -12,6 +12,8 @@ from kdmarl_core.files import share_folder
 from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
 from kdmarl_core.team import Team, load_team
 
+ALL_ON = "all terms"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -42,12 +44,33 @@ class TaskPlan:
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """What is switched off in turn."""
+
+    seeds: int
+    teams: tuple[str, ...]
+    all: tuple[str, ...]  # changes of the team's recipe that switch every term on
+    without: tuple[str, ...]  # terms, each switched off alone
+    phases: dict[str, tuple[str, ...]]  # further variants: name -> changes
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "seeds")
+
+    def variants(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Name -> changes of the recipe, and terms that are off; everything on comes first."""
+        off = {f"without {term}": (self.all, (term,)) for term in self.without}
+        some = {name: ((*self.all, *changes), ()) for name, changes in self.phases.items()}
+        return {ALL_ON: (self.all, ()), **off, **some}
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole table."""
 
     episodes: int
     settings: tuple[str, ...]
     tasks: dict[str, TaskPlan]
+    ablation: Ablation
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "episodes")

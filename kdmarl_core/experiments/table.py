@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from kdmarl_core.errors import UserError
 from kdmarl_core.experiments.cells import Cell
 from kdmarl_core.experiments.plan import Row
+from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Interval, Returns, normalised_retention
+from kdmarl_core.schema import read_text
 
 HEADER = (
     "setting",
@@ -98,11 +101,18 @@ def markdown(title: str, table: Sequence[Sequence[str]], header: Sequence[str]) 
     return "\n".join([*lines, *map(_line, table), ""])
 
 
-def replace_between(page: Path, begin: str, end: str, text: str) -> str:
-    """The page's text with what stands between two marker lines replaced."""
-    before, _, rest = page.read_text().partition(f"{begin}\n")
-    after = rest.partition(f"{end}\n")[2]
-    return f"{before}{begin}\n{text}{end}\n{after}"
+def put_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's lines `<!-- name -->` and `<!-- end of name -->`.
+
+    Raises:
+        UserError: the page is missing or has no such lines.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = read_text(page).partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise UserError(f"{page}: has no lines '{begin.strip()}' and '{end.strip()}'; add them")
+    atomic_write(page, f"{before}{begin}{text}{end}{after}".encode())
 
 
 def _students(cells: RowCells) -> list[Returns]:

@@ -22,8 +22,8 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [inputs, *hidden]
-        self.layers = nn.ModuleList(_linear(a, b, math.sqrt(2)) for a, b in pairwise(sizes))
-        self.head = _linear(sizes[-1], outputs, head_gain)
+        self.layers = nn.ModuleList(linear(a, b, math.sqrt(2)) for a, b in pairwise(sizes))
+        self.head = linear(sizes[-1], outputs, head_gain)
 
     def embed(self, x: Tensor) -> Tensor:
         """The last hidden embedding phi, [..., width]."""
@@ -44,7 +44,8 @@ class Mlp(nn.Module):
         ]
 
 
-def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    """A layer of orthogonal weights and zero biases."""
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -16,6 +17,7 @@ from kdmarl_core.errors import UserError
 from kdmarl_core.files import atomic_write
 from kdmarl_core.schema import from_mapping, parse_json
 from kdmarl_core.teacher.teacher import load_into, read_tensors
+from kdmarl_core.team import Team
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,13 @@ class Progress:
     seconds: float
 
 
-def recipe_hash(recipe: object) -> str:
-    """A hash of a recipe: a run is only resumed with the recipe that began it."""
-    text = json.dumps(dataclasses.asdict(recipe), sort_keys=True)  # type: ignore[call-overload]
+def recipe_hash(recipe: object, team: Team | None) -> str:
+    """A hash of a recipe and a restriction: a run is only resumed with those that began it."""
+    record: list[Any] = [dataclasses.asdict(recipe)]  # type: ignore[call-overload]
+    if team is not None:
+        restriction = team.restriction()
+        record.append({agent: dataclasses.asdict(sensed) for agent, sensed in restriction.items()})
+    text = json.dumps(record, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

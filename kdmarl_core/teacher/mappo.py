@@ -3,13 +3,16 @@
 One update per rollout: `epochs` passes over shuffled minibatches of the PPO-clip objective with a
 centralised value function. Reading order: `Recipe`, `loss`, `update`.
 
-Shapes: `B` minibatch of environment steps, `N` agents, `D` features, `A` actions, `S` joint state.
+Shapes: `T` steps, `B` sequences of a minibatch, `E` environments, `N` agents, `I` inputs, `A`
+actions, `S` joint state, `W` width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,9 +21,16 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
 from kdmarl_core.errors import UserError
-from kdmarl_core.schema import check_above_zero, check_at_least, check_share
-from kdmarl_core.tasks import BatchStep
-from kdmarl_core.tasks.task import Booleans
+from kdmarl_core.files import share_folder
+from kdmarl_core.schema import (
+    check_above_zero,
+    check_at_least,
+    check_share,
+    from_mapping,
+    read_yaml,
+)
+from kdmarl_core.tasks import TaskSpec
+from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.returns import gae, ppo_clip
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Architecture, Teacher, mask_logits
@@ -55,6 +65,11 @@ class Recipe:
         check_above_zero(self, "learning_rate", "clip", "reward_scale", "max_grad_norm")
         check_at_least(0, self, "final_learning_rate", "entropy", "final_entropy")
         check_share(self, "gamma", "gae_lambda")
+        if self.architecture.network == "gru" and self.num_envs % self.minibatches:
+            raise UserError(
+                f"minibatches: {self.minibatches} does not divide num_envs = {self.num_envs}, and "
+                "a recurrent network learns from whole sequences; change one of them"
+            )
         if self.steps_per_iteration % self.minibatches:
             raise UserError(
                 f"minibatches: {self.minibatches} does not divide num_envs * rollout_steps = "
@@ -71,17 +86,42 @@ class Recipe:
         """Rollouts, each followed by one update."""
         return math.ceil(self.env_steps / self.steps_per_iteration)
 
+    def with_network(self, network: Literal["mlp", "gru"]) -> Recipe:
+        """The same recipe for another actor."""
+        architecture = dataclasses.replace(self.architecture, network=network)
+        return dataclasses.replace(self, architecture=architecture)
 
-class Minibatch(NamedTuple):
-    """Shuffled environment steps."""
 
-    inputs: Tensor  # what the actor reads, [B, N, I]
-    action_mask: Tensor  # [B, N, A]
-    action: Tensor  # [B, N]
-    log_prob: Tensor  # [B, N]
-    advantage: Tensor  # [B]
-    state: Tensor  # [B, S]
-    value_target: Tensor  # [B]
+def shipped_recipe(spec: TaskSpec, suffix: str = "") -> Path:
+    """Where the recipe of a task lies that ships."""
+    return share_folder() / "config" / "training" / f"{spec.slug}{suffix}.yaml"
+
+
+def load_recipe(path: Path, spec: TaskSpec) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        UserError: the file is missing or malformed, or is for another task.
+    """
+    recipe = from_mapping(Recipe, read_yaml(path), str(path))
+    if recipe.task != spec.name:
+        raise UserError(
+            f"{path}: task: '{recipe.task}' is not '{spec.name}'; give that task's recipe"
+        )
+    return recipe
+
+
+class Sequences(NamedTuple):
+    """Steps of environments side by side; each step alone if nothing is remembered (`T` is 1)."""
+
+    inputs: Tensor  # what the actor reads, [T, B, N, I]
+    begins: Tensor  # [T, B]
+    action_mask: Tensor  # [T, B, N, A]
+    action: Tensor  # [T, B, N]
+    log_prob: Tensor  # [T, B, N]
+    advantage: Tensor  # [T, B]
+    state: Tensor  # [T, B, S]
+    value_target: Tensor  # [T, B]
 
 
 class Losses(NamedTuple):
@@ -93,7 +133,7 @@ class Losses(NamedTuple):
 
 
 class Mappo:
-    """The learner: owns the optimiser and turns rollouts into updates."""
+    """The learner: owns policy and optimiser, and turns rollouts into updates."""
 
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe = teacher, recipe
@@ -101,32 +141,28 @@ class Mappo:
             teacher.parameters(), lr=recipe.learning_rate, eps=1e-5, fused=True
         )
         self._dtype = PRECISIONS[recipe.precision]
-
-    def policy(self, step: BatchStep, begins: Booleans) -> Tensor:
-        """Logits for a rollout, without gradients."""
-        with torch.no_grad(), self._autocast():
-            return self.teacher.logits(
-                torch.from_numpy(step.observation),
-                torch.from_numpy(step.state),
-                torch.from_numpy(step.action_mask),
-            )
+        self.policy = Acting(teacher, self._autocast)
 
     def update(
         self, rollout: Rollout, iteration: int, generator: torch.Generator
     ) -> dict[str, float]:
-        """Improve the teacher on one rollout; returns mean figures to log."""
+        """Improve the teacher on a rollout in which `policy` acted from its `begin` on.
+
+        Returns mean figures to log.
+        """
         recipe = self.recipe
         progress = iteration / recipe.iterations
         rate = _anneal(recipe.learning_rate, recipe.final_learning_rate, progress)
         entropy_weight = _anneal(recipe.entropy, recipe.final_entropy, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self._batch(rollout)
+        batch, past = self._batch(rollout)
         sums = torch.zeros(len(Losses._fields))
         for _ in range(recipe.epochs):
-            order = torch.randperm(len(batch.action), generator=generator)
+            order = torch.randperm(len(past), generator=generator)
             for rows in order.chunk(recipe.minibatches):
-                losses = self._losses(Minibatch(*(field[rows] for field in batch)))
+                some = Sequences(*(field.index_select(1, rows) for field in batch))
+                losses = self._losses(some, past[rows])
                 total = -losses.policy + 0.5 * losses.value - entropy_weight * losses.entropy
                 self.optimizer.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
@@ -136,17 +172,17 @@ class Mappo:
         means = sums / (recipe.epochs * recipe.minibatches)
         return dict(zip(Losses._fields, means.tolist(), strict=True)) | {"learning_rate": rate}
 
-    def _batch(self, rollout: Rollout) -> Minibatch:
+    def _batch(self, rollout: Rollout) -> tuple[Sequences, Tensor]:
+        """What to learn from, and the past before each sequence [B, N, W]."""
         recipe = self.recipe
         with torch.no_grad(), self._autocast():
             value = self.teacher.value(rollout.state)
         reward = rollout.reward * recipe.reward_scale
         advantage = gae(reward, value, rollout.done, recipe.gamma, recipe.gae_lambda)
         normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        flat = Minibatch(
-            inputs=self.teacher.actor_inputs(rollout.observation, rollout.state[:-1]).to(
-                self._dtype
-            ),
+        batch = Sequences(
+            inputs=self.policy.inputs().to(self._dtype),
+            begins=rollout.begins,
             action_mask=rollout.action_mask,
             action=rollout.action,
             log_prob=rollout.log_prob,
@@ -154,18 +190,21 @@ class Mappo:
             state=rollout.state[:-1].to(self._dtype),
             value_target=advantage + value[:-1],
         )
-        return Minibatch(*(field.flatten(0, 1) for field in flat))
+        if self.teacher.recurrent:
+            return batch, self.policy.past_at_begin
+        alone = Sequences(*(field.flatten(0, 1)[None] for field in batch))
+        return alone, self.teacher.no_past(recipe.steps_per_iteration)
 
-    def _losses(self, batch: Minibatch) -> Losses:
+    def _losses(self, batch: Sequences, past: Tensor) -> Losses:
         with self._autocast():
-            raw = self.teacher.actor(batch.inputs)
+            raw, _ = self.teacher.through_time(batch.inputs, batch.begins, past)
             value = self.teacher.critic(batch.state)
         logits = mask_logits(raw.float(), batch.action_mask)
         log_probs = torch.log_softmax(logits, -1)
         log_prob = log_probs.gather(-1, batch.action[..., None]).squeeze(-1)
         ratio = torch.exp(log_prob - batch.log_prob)
         return Losses(
-            policy=ppo_clip(ratio, batch.advantage[:, None], self.recipe.clip).mean(),
+            policy=ppo_clip(ratio, batch.advantage[..., None], self.recipe.clip).mean(),
             value=mse_loss(value.float().squeeze(-1), batch.value_target),
             entropy=-(log_probs.exp() * log_probs).sum(-1).mean(),
         )

@@ -1,6 +1,7 @@
 """The teacher: one actor for all agents, one critic on the joint state, and their files.
 
-Shapes: `N` agents, `D` features, `A` actions, `S` joint state, `W` width; `...` any leading axes.
+Shapes: `T` steps, `E` environments, `N` agents, `D` features, `I` inputs, `A` actions, `S` joint
+state, `W` width; `...` any leading axes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +20,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.export import GruWeights, Layer
 from kdmarl_core.files import atomic_folder, share_folder
 from kdmarl_core.metrics import Evaluation
+from kdmarl_core.nets.gru import GruNet
 from kdmarl_core.nets.mlp import Mlp
 from kdmarl_core.schema import check_at_least, from_mapping, read_json
 from kdmarl_core.tasks import TaskSpec
+from kdmarl_core.teacher.reads import FullReads, Reads, RestrictedReads
+from kdmarl_core.team import SensedBlocks, Team
 
 CARD = "card.json"
 WEIGHTS = "weights.safetensors"
@@ -31,8 +37,9 @@ MASKED = -1e9
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the teacher's networks."""
+    """The teacher's networks; in a recurrent one the actor's last hidden layer is a GRU."""
 
+    network: Literal["mlp", "gru"]
     width: int
     layers: int
 
@@ -43,45 +50,89 @@ class Architecture:
 class Teacher(nn.Module):
     """Actor pi_T with parameters shared by all agents, and critic V_T on the joint state.
 
-    The actor sees everything: an agent's whole observation and, where all observations together do
-    not tell the joint state, that as well. Agents that sense and act alike are not told apart: an
-    index lets them settle for fixed roles, and measured worse in simple_spread. Others get a
-    one-hot index behind their observation.
+    Of a team, the actor reads what the robots sense and nothing else. Trained like that it teaches
+    nobody, but shows what can be done under the team's restriction: its bound.
     """
 
-    def __init__(self, spec: TaskSpec, architecture: Architecture) -> None:
+    def __init__(
+        self, spec: TaskSpec, architecture: Architecture, team: Team | None = None
+    ) -> None:
         super().__init__()
         hidden = [architecture.width] * architecture.layers
-        self._agent_index = torch.zeros(spec.num_agents, 0)
-        if not spec.homogeneous:
-            self._agent_index = torch.eye(spec.num_agents)
-        privileged = spec.state_size if spec.partially_observable else 0
-        inputs = spec.observation_size + privileged + self._agent_index.shape[1]
-        self.actor = Mlp(inputs, hidden, spec.num_actions, head_gain=0.01)
+        self.reads: Reads = FullReads(spec) if team is None else RestrictedReads(team)
+        network = Mlp if architecture.network == "mlp" else GruNet
+        self.actor = network(self.reads.size, hidden, spec.num_actions, head_gain=0.01)
         self.critic = Mlp(spec.state_size, hidden, 1, head_gain=1.0)
         self.spec = spec
         self.architecture = architecture
+        self.team = team
 
-    def actor_inputs(self, observation: Tensor, state: Tensor) -> Tensor:
-        """What the actor reads, of observation [..., N, D] and joint state [..., S]."""
-        parts = [observation, self._agent_index.expand(*observation.shape[:-1], -1)]
-        if self.spec.partially_observable:
-            parts.insert(1, state[..., None, :].expand(*observation.shape[:-1], -1))
-        return torch.cat(parts, -1)
+    @property
+    def recurrent(self) -> bool:
+        """Whether the actor has a past."""
+        return isinstance(self.actor, GruNet)
+
+    def no_past(self, environments: int) -> Tensor:
+        """The actor's state before anything was seen, [E, N, W]; empty without recurrence."""
+        width = self.architecture.width if self.recurrent else 0
+        return torch.zeros(environments, self.spec.num_agents, width)
+
+    def through_time(self, inputs: Tensor, begins: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """The actor's outputs in sequences.
+
+        Args:
+            inputs: [T, E, N, I], from `reads`.
+            begins: [T, E], whether an episode begins with a step.
+            past: as `no_past`, or what an earlier call gave.
+
+        Returns:
+            Logits [T, E, N, A] before masking, in the precision that was computed with, and the
+            past of what comes next.
+        """
+        if isinstance(self.actor, Mlp):
+            return self.actor(inputs), past
+        agents = inputs.shape[2]
+        begins_of_agents = begins.repeat_interleave(agents, 1)
+        states = self.actor.embed(inputs.flatten(1, 2), begins_of_agents, past.flatten(0, 1))
+        states = states.view(*inputs.shape[:3], -1)
+        return self.actor.head(states), states[-1]
 
     def logits(self, observation: Tensor, state: Tensor, action_mask: Tensor) -> Tensor:
-        """Unnormalised log-probabilities [..., N, A], very negative where the mask is false."""
-        inputs = self.actor_inputs(observation, state)
-        return mask_logits(self.actor(inputs).float(), action_mask)
+        """Unnormalised log-probabilities [..., N, A], very negative where the mask is false.
+
+        Of single steps [..., N, D] and their joint state [..., S]: for an actor without a past
+        that reads everything.
+        """
+        inputs = self.reads(observation, state, None)
+        return mask_logits(self.feed_forward(inputs).float(), action_mask)
 
     def embed(self, observation: Tensor, state: Tensor) -> Tensor:
-        """Last hidden embedding phi_T of each agent, [..., N, W]."""
-        return self.actor.embed(self.actor_inputs(observation, state))
+        """Last hidden embedding phi_T of each agent, [..., N, W]; of steps as `logits`."""
+        return self.feed_forward.embed(self.reads(observation, state, None))
 
     def value(self, state: Tensor) -> Tensor:
         """V_T of the joint state [..., S], shape [...]; in the units of the training reward."""
         output: Tensor = self.critic(state).float().squeeze(-1)
         return output
+
+    @property
+    def feed_forward(self) -> Mlp:
+        """The actor of a teacher that is not recurrent."""
+        assert isinstance(self.actor, Mlp)
+        return self.actor
+
+    def layers(self) -> list[Layer | GruWeights]:
+        """The actor's layers, as `student_model` takes them."""
+        layers: list[Layer | GruWeights] = [_layer(layer) for layer in self.actor.layers]
+        if isinstance(self.actor, GruNet):
+            gru = self.actor.gru
+            layers.append(GruWeights(*_layer(gru.input), *_layer(gru.state)))
+        return [*layers, _layer(self.actor.head)]
+
+
+def _layer(layer: nn.Module) -> Layer:
+    weight, bias = (getattr(layer, name).detach().numpy() for name in ("weight", "bias"))
+    return Layer(weight.T, bias)
 
 
 def mask_logits(logits: Tensor, action_mask: Tensor) -> Tensor:
@@ -98,6 +149,7 @@ class TeacherCard:
 
     task: str
     architecture: Architecture
+    restriction: dict[str, SensedBlocks] | None  # by agent; None: the actor reads everything
     reward_scale: float
     gamma: float
     gae_lambda: float
@@ -135,9 +187,40 @@ def load_teacher(folder: Path, spec: TaskSpec) -> tuple[Teacher, TeacherCard]:
     """The frozen teacher in `folder`, checked against the task that it is meant for.
 
     Raises:
-        UserError: files missing, cut short or altered, or made for another task.
+        UserError: files missing, cut short or altered, or made for another task; or what is there
+            cannot teach.
     """
     card = read_card(folder)
+    if card.restriction is not None:
+        raise UserError(
+            f"{folder / CARD}: restriction: was trained on a team's restricted sensors, and is no "
+            "teacher; give one that was trained without --team"
+        )
+    if card.architecture.network != "mlp":
+        raise UserError(
+            f"{folder / CARD}: architecture: network: '{card.architecture.network}' cannot teach: "
+            "labels are computed step by step, without a past; give a teacher of network 'mlp'"
+        )
+    return _load(folder, card, Teacher(spec, card.architecture))
+
+
+def load_bound(folder: Path, team: Team) -> tuple[Teacher, TeacherCard]:
+    """The frozen policy in `folder`, trained under the restriction of `team`.
+
+    Raises:
+        UserError: files missing, cut short or altered, or made for another task or restriction.
+    """
+    card = read_card(folder)
+    if card.restriction != team.restriction():
+        raise UserError(
+            f"{folder / CARD}: restriction: is not that of team '{team.name}'; train with "
+            f"--team {team.name}"
+        )
+    return _load(folder, card, Teacher(team.task.spec, card.architecture, team))
+
+
+def _load(folder: Path, card: TeacherCard, teacher: Teacher) -> tuple[Teacher, TeacherCard]:
+    spec = teacher.spec
     if card.task != spec.name:
         raise UserError(
             f"{folder / CARD}: task is '{card.task}', the team's task is '{spec.name}'; "
@@ -151,9 +234,7 @@ def load_teacher(folder: Path, spec: TaskSpec) -> tuple[Teacher, TeacherCard]:
             f"{(sizes, spec.num_actions, spec.state_size)}; train the teacher again"
         )
     path = folder / WEIGHTS
-    tensors = read_tensors(path, card.weights_sha256)[0]
-    teacher = Teacher(spec, card.architecture)
-    load_into(teacher, tensors, path)
+    load_into(teacher, read_tensors(path, card.weights_sha256)[0], path)
     return teacher.eval().requires_grad_(False), card
 
 

@@ -20,6 +20,7 @@ from kdmarl_core.teacher.checkpoint import (
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher
+from kdmarl_core.team import Team
 
 CHECKPOINT = "checkpoint.safetensors"
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -28,9 +29,16 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 def train(
-    task: Task, recipe: Recipe, seed: int, folder: Path, *, resume: bool, report: Report
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    *,
+    team: Team | None = None,
+    resume: bool,
+    report: Report,
 ) -> tuple[Teacher, float]:
-    """Train a teacher; returns it with the seconds spent.
+    """Train a teacher, or the bound of a team's restriction; returns it with the seconds spent.
 
     Args:
         task: what to learn.
@@ -38,17 +46,18 @@ def train(
         seed: the same seed gives the same teacher on one number of threads; interrupted or not, if
             rollouts are whole episodes (see `Collector`).
         folder: receives the checkpoint.
+        team: the actor only reads what its robots sense; None: everything.
         resume: go on from the folder's checkpoint.
         report: called after each iteration with its number and figures.
 
     Raises:
-        UserError: the checkpoint to resume from is missing, damaged, or of another recipe or seed.
+        UserError: the checkpoint to resume from is missing, damaged, or of other work.
         KeyboardInterrupt: after a checkpoint was written.
     """
     torch.manual_seed(derive_seed(seed, 0))
-    teacher = Teacher(task.spec, recipe.architecture)
+    teacher = Teacher(task.spec, recipe.architecture, team)
     learner = Mappo(teacher, recipe)
-    path, identity = folder / CHECKPOINT, recipe_hash(recipe)
+    path, identity = folder / CHECKPOINT, recipe_hash(recipe, team)
     done, seconds = 0, 0.0
     if resume:
         progress = load_checkpoint(path, teacher, learner.optimizer, identity, seed)
@@ -65,6 +74,7 @@ def train(
     keep()
     with deferred_interrupt() as interrupted:
         while done < recipe.iterations and not interrupted.is_set():
+            learner.policy.begin(derive_seed(seed, 2, done))
             rollout = collector.collect(learner.policy, done)
             generator = torch.Generator().manual_seed(derive_seed(seed, 1, done))
             figures = learner.update(rollout, done, generator)

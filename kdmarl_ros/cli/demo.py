@@ -63,13 +63,13 @@ def demo_command(arguments: argparse.Namespace) -> None:
 def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, Any]) -> None:
     import numpy as np
 
-    from kdmarl_core.export import Layer, student_model
+    from kdmarl_core.export import student_model
     from kdmarl_core.metrics import normalised_retention, percent
     from kdmarl_core.resources.count import count
 
     returns = done.played.returns
     over_ros = np.array([episode.team_return for episode in flown])
-    model = student_model([Layer(*layer) for layer in done.teacher.actor.dense_layers()])
+    model = student_model(done.teacher.layers())
     cost = count(model)
     teacher_cost = [f"{cost.parameters:,}", f"{cost.flops:,}", f"{len(model):,}"]
     students = [item.draft.student for item in done.exported]

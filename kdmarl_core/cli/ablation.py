@@ -1,0 +1,91 @@
+"""`kdmarl ablation`: what each term of the objective, and each phase, buys."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kdmarl_core.cli.common import positive, print_table, progress_bar
+from kdmarl_core.cli.table import PAGE, distil_reporter, shown
+
+HEADER = ("variant", "score", "seeds", "retention %", "change in points")
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "ablation", help="switch terms and phases of the distillation off in turn"
+    )
+    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
+    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
+    parser.add_argument("--compute", action="store_true", help="distil what is missing")
+    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
+    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE}")
+    parser.set_defaults(command=ablation_command)
+
+
+def ablation_command(arguments: argparse.Namespace) -> None:
+    """Compute what is asked for, then print what there is."""
+    from kdmarl_core.errors import unknown
+    from kdmarl_core.experiments.plan import load_plan
+    from kdmarl_core.experiments.table import markdown, put_between
+
+    plan = load_plan(Path(arguments.plan) if arguments.plan else None)
+    for name in arguments.teams:
+        if name not in plan.ablation.teams:
+            raise unknown("team", name, plan.ablation.teams)
+    tables = {}
+    with progress_bar() as bar:
+        for name in arguments.teams or plan.ablation.teams:
+            tables[name] = _table(name, plan, arguments, bar)
+    for name, lines in tables.items():
+        print_table(name, HEADER, lines)
+    if arguments.write:
+        parts = [markdown(f"Ablation, {name}", lines, HEADER) for name, lines in tables.items()]
+        put_between(PAGE, "ablation", "\n".join(parts))
+
+
+def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> list[list[str]]:
+    import torch
+
+    from kdmarl_core.distil.recipe import load_recipe
+    from kdmarl_core.distil.run import Work
+    from kdmarl_core.experiments import cells
+    from kdmarl_core.experiments.ablation import Variant, page_rows
+    from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+    from kdmarl_core.team import load_team
+
+    torch.set_num_threads(arguments.threads)
+    team = load_team(name)
+    teacher, card = load_teacher(find_teacher(team.teacher), team.task.spec)
+    folder = Path(arguments.results) / team.task.spec.slug
+    given = {
+        "teacher": cells.teacher_inputs(team.task, card, plan.episodes),
+        "random": cells.common_inputs("random", team.task, plan.episodes),
+    }
+    known = {kind: cells.read_cell(folder / f"{kind}.json", given[kind]) for kind in given}
+    found = []
+    for variant, (changes, without) in plan.ablation.variants().items():
+        recipe = load_recipe(team.recipe, changes, without)
+        students = []
+        for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
+            work = Work(team, teacher, card, recipe, seed)
+            label = f"ablation-{name}-{variant.replace(' ', '_')}-{seed}"
+            place = Path("runs") / "table" / label
+
+            def compute(bar: Any, line: Any, work: Work = work, place: Path = place) -> cells.Cell:
+                report = distil_reporter(bar, line)
+                return cells.distil_students(work, plan.episodes, place, report)
+
+            students.append(
+                cells.obtain(
+                    folder / f"{label}.json",
+                    cells.student_inputs(work, plan.episodes),
+                    shown(bar, label, compute) if arguments.compute else None,
+                )
+            )
+        found.append(Variant(variant, tuple(cell for cell in students if cell is not None)))
+    return page_rows(found, known["teacher"], known["random"])

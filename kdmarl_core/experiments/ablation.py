@@ -1,0 +1,62 @@
+"""The ablation's rows: each variant beside the one with every term on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kdmarl_core.experiments.cells import Cell
+from kdmarl_core.metrics import Interval, Returns, mean_difference, normalised_retention, percent
+
+
+class Variant(NamedTuple):
+    """One variant's students, by training seed."""
+
+    name: str
+    students: tuple[Cell, ...]
+
+
+def change_of_retention(
+    variant: Variant, full: Variant, teacher: Cell, random: Cell
+) -> Interval | None:
+    """How much retention a variant gains on the one with every term on, as a share."""
+    if not (variant.students and full.students):
+        return None
+    span = float(teacher.scores.mean() - random.scores.mean())
+    gained = mean_difference(_scores(variant), _scores(full))
+    return Interval(*(value / span for value in gained))
+
+
+def page_rows(
+    variants: Sequence[Variant], teacher: Cell | None, random: Cell | None
+) -> list[list[str]]:
+    """One line per variant; the first has every term on."""
+    lines = []
+    for variant in variants:
+        if not variant.students or teacher is None or random is None:
+            lines.append([variant.name, "", "", "", ""])
+            continue
+        score = float(np.mean([values.mean() for values in _scores(variant)]))
+        kept = normalised_retention(_scores(variant), teacher.scores, random.scores)
+        change = change_of_retention(variant, variants[0], teacher, random)
+        lines.append(
+            [
+                variant.name,
+                f"{100 * score:.1f} % won" if variant.students[0].won else f"{score:.2f}",
+                str(len(variant.students)),
+                percent(kept),
+                "" if variant is variants[0] or change is None else _points(change),
+            ]
+        )
+    return lines
+
+
+def _scores(variant: Variant) -> list[Returns]:
+    return [cell.scores for cell in variant.students]
+
+
+def _points(change: Interval) -> str:
+    value, low, high = (100 * part for part in change)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
