@@ -222,6 +222,8 @@ def _init(args: list[str] | None) -> None:
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # a parameter file that is missing or no YAML
+        if "SECURITY ERROR" in str(error):
+            raise
         reason = str(error).split(", at /")[0]
         raise UserError(f"{reason}; correct the command line or the parameter file") from None
 

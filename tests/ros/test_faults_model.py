@@ -59,7 +59,7 @@ def gain(inputs, outputs):
     return graph(nodes, inputs, outputs, {"weights": weights.astype(np.float32)})
 
 
-def laborious(inputs, outputs, width=900, layers=4):
+def laborious(inputs, outputs, width=900, layers=40):
     """Much to multiply, for nothing."""
     nodes = [helper.make_node("MatMul", [OBSERVATION, "in"], ["x0"])]
     nodes += [
