@@ -199,6 +199,7 @@ def _trials(fault: Fault, driver: Driver, process: Process, trials: int) -> list
         driver.spin(driver.rng.uniform(0, 1 / RATE_HZ))
         driver.send()
         driver.sent_s = time.monotonic()
+        driver.spin(EVERY_S)  # it has come before anything replaces it
         fault.provoke(driver, child)
         if not driver.safe_s:
             raise UserError(f"{fault.name}: no safe action came")

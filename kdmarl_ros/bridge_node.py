@@ -36,7 +36,8 @@ from kdmarl_ros.disturbance import Disturbance, DisturbanceSettings
 from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, StepResult
 from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
-from kdmarl_ros.robot_link import NO_EVENTS, RobotLink
+from kdmarl_ros.qos import NO_EVENTS
+from kdmarl_ros.robot_link import RobotLink
 from kdmarl_ros.security import refuse_open_middleware
 from kdmarl_ros.spin import IDLE_WAKE_S, MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main

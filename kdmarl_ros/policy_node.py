@@ -39,6 +39,7 @@ from kdmarl_ros.parameters import (
     refuse_undeclared,
 )
 from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
+from kdmarl_ros.qos import NO_EVENTS, NO_SUBSCRIPTION_EVENTS
 from kdmarl_ros.safety import (
     FUTURE_S,
     Overruns,
@@ -200,7 +201,9 @@ class PolicyNode(LifecycleNode):
         self._override = oversight.Override(len(manifest.actions), given.override_timeout_s)
         self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
-        self._model = self.create_publisher(String, topics.MODEL, qos.LATCHED)
+        self._model = self.create_publisher(
+            String, topics.MODEL, qos.LATCHED, event_callbacks=NO_EVENTS
+        )
         self._model.publish(String(data=manifest.model.sha256))
         self._entities += [
             functools.partial(self.destroy_lifecycle_publisher, self._action),
@@ -438,17 +441,22 @@ class PolicyNode(LifecycleNode):
         folder = oversight.state_folder(self._given.state_directory)
         name = self._namespace.replace("/", "_") or "robot"
         self._stops = oversight.StopLatch(folder / f"{name}.stop.json")
-        self._stopped_topic = self.create_publisher(Bool, topics.STOPPED, qos.LATCHED)
+        self._stopped_topic = self.create_publisher(
+            Bool, topics.STOPPED, qos.LATCHED, event_callbacks=NO_EVENTS
+        )
         for who, topic in (
             (oversight.ROBOT, topics.EMERGENCY_STOP),
             (oversight.SWARM, topics.SWARM_STOP),
         ):
             hear = functools.partial(self._on_stop, who)
-            self.create_subscription(Bool, topic, hear, qos.ANY_PUBLISHER)
-            # Once more for those who asked before this node was there.
-            self._callback_group.be_patient(
-                self.create_subscription(Bool, topic, hear, qos.LATCHED)
+            self.create_subscription(
+                Bool, topic, hear, qos.ANY_PUBLISHER, event_callbacks=NO_SUBSCRIPTION_EVENTS
             )
+            # Once more for those who asked before this node was there.
+            latched = self.create_subscription(
+                Bool, topic, hear, qos.LATCHED, event_callbacks=NO_SUBSCRIPTION_EVENTS
+            )
+            self._callback_group.be_patient(latched)
         self.create_service(SetBool, topics.EMERGENCY_STOP, self._on_stop_service)
         self.create_subscription(Int32, topics.OVERRIDE, self._on_override, qos.COMMAND)
         self.create_service(Trigger, topics.RELOAD, self._on_reload)
@@ -512,7 +520,7 @@ class PolicyNode(LifecycleNode):
     def _make_diagnostics(self) -> None:
         self._health = health.Health()
         self._diagnostics = self.create_publisher(
-            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS
+            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=NO_EVENTS
         )
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=self._steady)
 

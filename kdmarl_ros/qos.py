@@ -1,6 +1,7 @@
-"""Named QoS profiles; no other module makes one."""
+"""Named QoS profiles, and which QoS events are heard; no other module makes one."""
 
 from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 RELIABILITIES = {
@@ -56,3 +57,9 @@ DIAGNOSTICS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 
 # The conventional profile of /clock.
 CLOCK = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+# For the simulator, where nothing that a robot offers is refused, and for topics beside the
+# control loop: every event handler costs time in each wait. A subscriber that asks for more than
+# is offered is warned by its own side.
+NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
+NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)

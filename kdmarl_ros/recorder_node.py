@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -35,7 +34,6 @@ from kdmarl_ros.sros2 import sensor_topics
 
 POLL_S = 0.003
 LOOK_FOR_ROBOTS_S = 0.02
-_NO_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 
 
 class RecorderNode(Node):
@@ -108,7 +106,7 @@ class RecorderNode(Node):
                     name,
                     _never_called,
                     qos.recorded(offered),
-                    event_callbacks=_NO_EVENTS,
+                    event_callbacks=qos.NO_SUBSCRIPTION_EVENTS,
                     raw=True,
                 )
             )

@@ -7,7 +7,6 @@ from array import array
 
 import numpy as np
 from rclpy.event_handler import (
-    PublisherEventCallbacks,
     QoSLivelinessChangedInfo,
     SubscriptionEventCallbacks,
 )
@@ -24,11 +23,6 @@ from kdmarl_ros import qos, topics
 from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.msg import AgentAction, FeatureBlock
 from kdmarl_ros.safety import legal_action
-
-# Every event handler costs time in each wait. Nothing that a robot offers is refused here, and a
-# subscriber that asks for more than is offered is warned by its own side.
-NO_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
-NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 
 
 class RobotLink:
@@ -63,7 +57,7 @@ class RobotLink:
         for name in names:
             topic = topics.of_robot(robot.name, topics.sensor(name))
             publisher = node.create_publisher(
-                FeatureBlock, topic, qos.sensor("reliable"), event_callbacks=NO_EVENTS
+                FeatureBlock, topic, qos.sensor("reliable"), event_callbacks=qos.NO_EVENTS
             )
             self._blocks[name] = (publisher, FeatureBlock())
         self._subscription = node.create_subscription(
@@ -80,7 +74,7 @@ class RobotLink:
             topics.of_robot(robot.name, topics.MODEL),
             self._on_model,
             qos.LATCHED,
-            event_callbacks=NO_SUBSCRIPTION_EVENTS,
+            event_callbacks=qos.NO_SUBSCRIPTION_EVENTS,
         )
 
     def present(self, listeners: int = 1) -> bool:

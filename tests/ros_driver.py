@@ -185,7 +185,11 @@ class Sensors:
         return publisher
 
     def stop(self, stopped, name=topics.EMERGENCY_STOP):
-        self.publisher(Bool, name, 1).publish(Bool(data=stopped))
+        """As a person's console does it: latched, and gone afterwards."""
+        publisher = self.publisher(Bool, name, qos.LATCHED)
+        publisher.publish(Bool(data=stopped))
+        self.spin(0.5)
+        self.node.destroy_publisher(publisher)
 
     def override(self, publisher, action):
         publisher.publish(Int32(data=action))

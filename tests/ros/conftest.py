@@ -8,12 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-import yaml
-from helpers import make_teacher, opinionated
+from helpers import make_teacher, opinionated, write_yaml
 
 from kdmarl_core.bundle import load_policy
 from kdmarl_core.distil.recipe import load_recipe
@@ -80,8 +78,7 @@ def battle(write_bundles, tmp_path_factory) -> SimpleNamespace:
     }
     robots = {f"robot_{i}": {"agent": f"ally_{i}"} | robot for i in range(3)}
     document = {"task": "smax/3m", "teacher": "nobody", "robots": robots}
-    path = folder / "battle.yaml"
-    path.write_text(yaml.safe_dump(document))
+    path = write_yaml(folder / "battle.yaml", document)
     team = load_team(str(path))
     return SimpleNamespace(path=path, team=team, bundles=write_bundles(team))
 
@@ -115,7 +112,7 @@ def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]
     """Starts node executables with ROS arguments; ends them when the block ends."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(executable: str, *ros_arguments: str, **popen: Any) -> subprocess.Popen[str]:
+    def start(executable: str, *ros_arguments: str) -> subprocess.Popen[str]:
         program = executable_prefix() / "lib" / "kdmarl_ros" / executable
         with (folder / f"{len(children)}.err").open("w") as log:
             child = subprocess.Popen(
@@ -124,7 +121,6 @@ def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 text=True,
-                **popen,
             )
         child.log = Path(log.name)
         children.append(child)

@@ -73,9 +73,9 @@ def robot(start_node, bundles):
 
 @pytest.fixture
 def bridge(start_node, path):
-    def start(*more, **popen):
+    def start(*more):
         return start_node(
-            "bridge_node", "-p", "team:=simple_spread", "-p", f"results:={path}", *more, **popen
+            "bridge_node", "-p", "team:=simple_spread", "-p", f"results:={path}", *more
         )
 
     return start

@@ -51,10 +51,10 @@ def sensors(domain, policies):
 
 @pytest.fixture
 def node(start_node, bundles):
-    def start(*more, **popen):
+    def start(*more):
         return start_node(
             "policy_node", "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}",
-            "-p", "mode:=real_time", "-p", "rate_hz:=20.0", "-p", "timeout_s:=0.5", *more, **popen,
+            "-p", "mode:=real_time", "-p", "rate_hz:=20.0", "-p", "timeout_s:=0.5", *more,
         )  # fmt: skip
 
     return start

@@ -1,6 +1,5 @@
 """Security as processes see it: who starts, who refuses, and what a node may do."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -55,23 +54,20 @@ OPEN = ("-p", "allow_unsecured_middleware:=true")
 
 def said(child):
     """What a process said before it ended with the code of a user's mistake."""
-    _, stderr = child.communicate(timeout=60)
-    assert child.returncode == 2, stderr
-    return stderr
+    child.wait(timeout=60)
+    log = child.log.read_text()
+    assert child.returncode == 2, log
+    return log
 
 
 def until_said(child, words, timeout_s=60):
     """Wait until the log of a running process holds some words."""
     give_up = time.monotonic() + timeout_s
-    seen = ""
-    os.set_blocking(child.stderr.fileno(), False)
-    while words not in seen:
-        assert time.monotonic() < give_up, seen
-        assert child.poll() is None, seen
-        with contextlib.suppress(BlockingIOError):
-            seen += os.read(child.stderr.fileno(), 65536).decode()
+    while words not in (log := child.log.read_text()):
+        assert time.monotonic() < give_up, log
+        assert child.poll() is None, log
         time.sleep(0.05)
-    return seen
+    return log
 
 
 # Signatures
