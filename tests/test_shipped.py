@@ -31,11 +31,17 @@ def test_teams(name):
     load_recipe(load_team(name).recipe)
 
 
+# Not solved by any recipe so far; README says so. A teacher that is found must be taken out here.
+WITHOUT_TEACHER = {"smax_5m_vs_6m"}
+
+
 def test_every_team_has_its_teacher():
     teams = [load_team(name) for name in team_names()]
-    assert {team.teacher for team in teams} <= {folder.name for folder in TEACHERS}
+    shipped = {folder.name for folder in TEACHERS}
+    assert {team.teacher for team in teams} - shipped == WITHOUT_TEACHER
     for team in teams:
-        load_teacher(find_teacher(team.teacher), team.task.spec)
+        if team.teacher in shipped:
+            load_teacher(find_teacher(team.teacher), team.task.spec)
 
 
 def test_every_robot_has_its_parameters():
