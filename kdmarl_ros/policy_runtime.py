@@ -19,6 +19,9 @@ from kdmarl_core.bundle import ACTION_MASK, BundlePolicy
 from kdmarl_ros.inputs import NEVER, Input, InputRules, Stamp
 from kdmarl_ros.safety import Mask, StallBehaviour, check_mask, legal_action
 
+# The stamp of what was decided on no step. No simulator awaits it: it answers nothing.
+NO_STEP: Stamp = (2**32 - 1, 2**32 - 1)
+
 
 class Status(IntEnum):
     """Who chose an action: the constants of `AgentAction`."""
@@ -155,11 +158,11 @@ class PolicyRuntime:
             if self._seen == self._all_values():
                 return answer
             if stamp[1] != 0:
-                return self.safe("contradiction")
+                return self._unpolitic(self._policy.manifest.safe_index, "contradiction")
             anew = True
         doubts = self._doubts()
         if doubts:
-            return self._stall(doubts, now_s)
+            return self._stall(doubts, now_s)._replace(stamp=stamp)
         if anew or (self._interrupted and stamp[1] > last[1] + 1):
             self._policy.reset()
         return self._think(stamp)
@@ -181,11 +184,15 @@ class PolicyRuntime:
         return self._think(stamp)
 
     def stall(self, now_s: float) -> Decision:
-        """What is published while inputs cannot be used, under the newest stamp seen."""
+        """What is published while inputs cannot be used.
+
+        In lock-step it repeats the stamp of the last decision: a step that has arrived in part
+        may still become whole, and a simulator has its own deadline.
+        """
         return self._stall(self.troubles(now_s), now_s)
 
     def safe(self, reason: str) -> Decision:
-        """The safe action, under the newest stamp seen."""
+        """The safe action, under the stamp of `stall`."""
         return self._unpolitic(self._policy.manifest.safe_index, reason)
 
     def override(self, decision: Decision, action: int) -> Decision:
@@ -227,7 +234,7 @@ class PolicyRuntime:
         return max(entry.received_s for entry in self._inputs)
 
     def _newest(self) -> Stamp:
-        return max(max(entry.stamp for entry in self._inputs), (0, 0))
+        return max(entry.stamp for entry in self._inputs)
 
     def _all_values(self) -> bytes:
         return self._observation.tobytes() + self._legal.tobytes()
@@ -276,7 +283,9 @@ class PolicyRuntime:
 
     def _unpolitic(self, action: int, reason: str) -> Decision:
         legal = legal_action(action, self.mask())
-        return self._counted(Decision(self._newest(), legal, Status.SAFE, reason, 0.0))
+        stamp = self._newest() if self._settings.real_time else self._decided
+        stamp = NO_STEP if stamp == NEVER else stamp
+        return self._counted(Decision(stamp, legal, Status.SAFE, reason, 0.0))
 
     def _counted(self, decision: Decision) -> Decision:
         self.decisions[decision.reason or decision.status.name.lower()] += 1

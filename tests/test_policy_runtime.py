@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdmarl_core.bundle import BundlePolicy
 from kdmarl_core.export import student_model
-from kdmarl_ros.policy_runtime import PolicyRuntime, RuntimeSettings, Status
+from kdmarl_ros.policy_runtime import NO_STEP, PolicyRuntime, RuntimeSettings, Status
 from kdmarl_ros.safety import StallBehaviour
 
 NAN, INF = float("nan"), float("inf")
@@ -329,7 +329,28 @@ def test_forgotten_inputs_must_come_again(policy):
 
 def test_before_anything_came_the_age_is_infinite(runtime):
     assert runtime.ages_s(3.0) == {"position": INF, "landmarks": INF}
-    assert runtime.safe("deactivated").stamp == (0, 0)
+    assert runtime.safe("deactivated").stamp == NO_STEP
+
+
+def test_silence_does_not_answer_a_step_that_is_still_arriving(runtime):
+    """The simulator waited for somebody else, and this robot's watchdog trips between blocks."""
+    assert runtime.stall(0.0).stamp == NO_STEP
+    runtime.receive(POSITION, 0, 0, [1.0, 1.0], 0.0)
+    assert runtime.stall(1.0).stamp == NO_STEP
+    answer = show(runtime, 0, 0)
+    runtime.receive(POSITION, 0, 1, [1.0, 1.0], 9.0)
+    assert runtime.stall(9.0).stamp == answer.stamp == (0, 0)
+    assert show(runtime, 0, 1).stamp == (0, 1)
+
+
+def test_a_whole_step_that_cannot_be_acted_on_is_answered(policy):
+    runtime = PolicyRuntime(policy, RuntimeSettings(recover_after=2))
+    found = [show(runtime, 0, step) for step in range(3)]
+    assert [(decision.stamp, decision.safe) for decision in found] == [
+        ((0, 0), True),
+        ((0, 1), False),
+        ((0, 2), False),
+    ]
 
 
 # Memory
