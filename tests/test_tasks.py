@@ -228,13 +228,16 @@ def place_simple_adversary(world, observations, spec):
                 agent.goal_a = landmark
 
 
-def opponents_action(task, judge):
-    """What the task's frozen opponent does, from what `mpe2` shows it."""
+def frozen_opponent(task):
+    """What the task's opponent does, as a function of the `mpe2` environment that it plays in."""
     if task.opponent is None:
-        return {}
-    name = task.opponent.agent.name
-    observed = judge.unwrapped.observe(name).astype(np.float32)
-    return {name: int(greedy(load_opponent(task.opponent, task.spec.name), observed))}
+        return lambda judge: {}
+    layers, name = load_opponent(task.opponent, task.spec.name), task.opponent.agent.name
+
+    def act(judge):
+        return {name: int(greedy(layers, judge.unwrapped.observe(name).astype(np.float32)))}
+
+    return act
 
 
 def crowded_actions(observation, rng):
@@ -255,7 +258,7 @@ def any_words_and_moves(observation, rng):
 
 # Module of `mpe2`, how to place its entities, which actions to take, in how many episodes.
 SCENARIOS = {
-    "mpe/simple_adversary": ("simple_adversary_v3", place_simple_adversary, any_moves, 100),
+    "mpe/simple_adversary": ("simple_adversary_v3", place_simple_adversary, any_moves, 50),
     "mpe/simple_spread": ("simple_spread_v3", place_simple_spread, crowded_actions, 12),
     "mpe/simple_speaker_listener": (
         "simple_speaker_listener_v4",
@@ -275,7 +278,7 @@ def test_mpe_batch_equals_mpe2_step_by_step(name):
     module, place, choose, envs = SCENARIOS[name]
     task = make_task(name)
     names = [agent.name for agent in task.spec.agents]
-    batch = task.make_batch(envs)
+    batch, opponent = task.make_batch(envs), frozen_opponent(task)
     parallel_env = importlib.import_module(f"mpe2.{module}").parallel_env
     judges = [parallel_env(max_cycles=25) for _ in range(envs)]
     now = batch.reset(11)
@@ -288,7 +291,7 @@ def test_mpe_batch_equals_mpe2_step_by_step(name):
         now = batch.step(actions)
         for env, judge in enumerate(judges):
             named = dict(zip(names, map(int, actions[env]), strict=True))
-            observed, rewards, _, truncated, _ = judge.step(named | opponents_action(task, judge))
+            observed, rewards, _, truncated, _ = judge.step(named | opponent(judge))
             rewards = {name: rewards[name] for name in names}
             bumps += len(set(rewards.values())) > 1
             assert now.reward[env] == pytest.approx(np.mean(list(rewards.values())), abs=1e-4)
@@ -304,19 +307,23 @@ def test_mpe_batch_equals_mpe2_step_by_step(name):
     assert bumps > 20 or "spread" not in module  # bumping was part of what was compared
 
 
-def test_mpe_reference_is_mpe2():
-    reference = make_task("mpe/simple_spread").make_reference()
-    judge = importlib.import_module("mpe2.simple_spread_v3").parallel_env(N=3, max_cycles=25)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_mpe_reference_is_mpe2(name):
+    task = make_task(name)
+    names = [agent.name for agent in task.spec.agents]
+    reference, opponent = task.make_reference(), frozen_opponent(task)
+    judge = importlib.import_module(f"mpe2.{SCENARIOS[name][0]}").parallel_env(max_cycles=25)
     rng = np.random.default_rng(0)
     observed, _ = judge.reset(seed=77)
     shown, done = reference.reset(77), False
     while not done:
-        pairs = zip(shown.observations, observed.values(), strict=True)
-        assert all(np.array_equal(a, b) for a, b in pairs)
-        actions = rng.integers(5, size=3)
-        observed, rewards, _, truncated, _ = judge.step(dict(zip(observed, actions, strict=True)))
-        shown, reward, done, label = reference.step(list(actions))
-        assert reward == pytest.approx(np.mean(list(rewards.values())), abs=1e-12)
+        for agent, seen in zip(names, shown.observations, strict=True):
+            np.testing.assert_array_equal(seen, observed[agent].astype(np.float32))
+        actions = [int(rng.integers(len(agent.actions))) for agent in task.spec.agents]
+        named = dict(zip(names, actions, strict=True)) | opponent(judge)
+        observed, rewards, _, truncated, _ = judge.step(named)
+        shown, reward, done, label = reference.step(actions)
+        assert reward == pytest.approx(np.mean([rewards[agent] for agent in names]), abs=1e-12)
         assert done == all(truncated.values())
         assert label == ""
 

@@ -102,8 +102,8 @@ def simple_adversary() -> MpeTask:
     )
     adversary = (landmarks, Block("others", 4, "m", "both robots relative to it, x, y each"))
     return MpeTask(
-        # No velocity and nothing of the adversary is missing from the joint state: what the
-        # adversary sees are differences of what the robots see, and nobody sees a velocity.
+        # The joint state needs nothing of the adversary: what it sees are differences of what the
+        # robots see.
         spec=_spec(
             "simple_adversary", tuple(AgentSpec(f"agent_{i}", robot, MOVES) for i in (0, 1))
         ),
