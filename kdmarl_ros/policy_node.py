@@ -57,7 +57,7 @@ LATENCIES_KEPT = 1000
 ACKNOWLEDGED_WITHIN_S = 0.2
 LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
-DISCOVERY_S = 1.0  # after which every peer of this machine is in the graph
+DISCOVERY_S = 3.0  # after which peers of this machine are in the graph; 1 s was too short
 
 
 class PolicyNode(LifecycleNode):

@@ -32,8 +32,8 @@ def test_a_run_is_recorded_whole_and_agrees_with_its_bundles(domain, bundles, kd
     for topic, count in counts.items():
         if "/sensors/" in topic or topic.endswith("/action") or topic == "/swarm/step":
             assert count >= EPISODES * STEPS, topic
-        else:
-            assert count > 0, topic  # best effort, or sent once per second
+        elif topic != "/diagnostics":  # sent once per second: a short run may end before
+            assert count > 0, topic
     done = kdmarl("replay", str(path), "--bundle", str(bundles), "--json")
     assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout):
