@@ -34,6 +34,9 @@ unexport PYTHONPATH PYTHONHOME RMW_IMPLEMENTATION _ROS_WHEELS_BOOTSTRAP_COMPLETE
 # Waiting torch threads must not take the processor from those that work.
 export OMP_WAIT_POLICY := passive
 
+# pytest's exit code where ARGS chooses none of a part's tests.
+NONE_CHOSEN = [ $$? -eq 5 ]
+
 say = @echo "==> $(1)"
 
 .PHONY: help demo test check build clean
@@ -47,8 +50,10 @@ demo: $(BUILT) ## Run the demonstration
 	@kdmarl demo $(ARGS)
 
 test: $(BUILT) ## Run the tests
-	$(call say,tests)
-	@pytest $(ARGS)
+	$(call say,tests of the core: two processes)
+	@pytest -m "not ros" --numprocesses 2 --dist worksteal $(ARGS) || $(NONE_CHOSEN)
+	$(call say,tests of the nodes: one after the other, since they measure time)
+	@pytest -m ros $(ARGS) || $(NONE_CHOSEN)
 
 check: $(INSTALLED) ## Check format, style, types and import boundaries
 	$(call say,format)
