@@ -45,6 +45,7 @@ class TeacherEntry:
 
     name: str
     sha256: str
+    assistant_sha256: str | None = None  # of the policy between teacher and student, if any
 
 
 @dataclass(frozen=True)

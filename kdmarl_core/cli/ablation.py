@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import positive, print_table, progress_bar
 from kdmarl_core.cli.table import PAGE, distil_reporter, shown
+
+if TYPE_CHECKING:
+    from kdmarl_core.distil.run import Work
+    from kdmarl_core.experiments.cells import Cell
 
 HEADER = ("variant", "score", "seeds", "retention %", "change in points")
 
@@ -74,18 +79,20 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
         for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
             work = Work(team, teacher, card, recipe, seed)
             label = f"ablation-{name}-{variant.replace(' ', '_')}-{seed}"
-            place = Path("runs") / "table" / label
-
-            def compute(bar: Any, line: Any, work: Work = work, place: Path = place) -> cells.Cell:
-                report = distil_reporter(bar, line)
-                return cells.distil_students(work, plan.episodes, place, report)
-
+            inputs = cells.student_inputs(work, plan.episodes)
+            compute = functools.partial(_distil, work, inputs, Path("runs") / "table" / label)
             students.append(
                 cells.obtain(
                     folder / f"{label}.json",
-                    cells.student_inputs(work, plan.episodes),
+                    inputs,
                     shown(bar, label, compute) if arguments.compute else None,
                 )
             )
         found.append(Variant(variant, tuple(cell for cell in students if cell is not None)))
     return page_rows(found, known["teacher"], known["random"])
+
+
+def _distil(work: Work, inputs: dict[str, Any], folder: Path, bar: Any, line: Any) -> Cell:
+    from kdmarl_core.experiments import cells
+
+    return cells.distil_students(work, inputs, folder, distil_reporter(bar, line))

@@ -30,6 +30,11 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("distil", help="distil a teacher into a team's students")
     parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
     parser.add_argument("--teacher", metavar="DIR", help="default: the team file's teacher")
+    parser.add_argument(
+        "--assistant",
+        metavar="DIR",
+        help="learn from this policy of `kdmarl train --team`, which senses what the robots do",
+    )
     parser.add_argument("--recipe", metavar="FILE", help="default: the team file's recipe")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values of the recipe to change"
@@ -56,6 +61,7 @@ def distil_command(arguments: argparse.Namespace) -> None:
     done = run_distil(
         arguments.team,
         teacher=arguments.teacher,
+        assistant=arguments.assistant,
         recipe=arguments.recipe,
         changes=arguments.set,
         without=arguments.without,
@@ -77,6 +83,7 @@ def run_distil(
     team_name: str,
     *,
     teacher: str | None,
+    assistant: str | None = None,
     recipe: str | None = None,
     changes: Sequence[str] = (),
     without: Sequence[str] = (),
@@ -96,6 +103,7 @@ def run_distil(
         BUNDLES,
         CHECKPOINT,
         DistilledTeam,
+        Lessons,
         Work,
         distil,
         export,
@@ -103,7 +111,7 @@ def run_distil(
         write_team,
     )
     from kdmarl_core.files import bundles_folder, refuse_existing
-    from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+    from kdmarl_core.teacher.teacher import find_teacher, load_bound, load_teacher
     from kdmarl_core.team import load_team
 
     team = load_team(team_name)
@@ -111,7 +119,8 @@ def run_distil(
         team = dataclasses.replace(team, teacher=teacher)
     how = load_recipe(recipe or team.recipe, changes, without)
     frozen, card = load_teacher(find_teacher(team.teacher), team.task.spec)
-    work = Work(team, frozen, card, how, seed)
+    between = Lessons(*load_bound(Path(assistant), team)) if assistant else None
+    work = Work(team, frozen, card, how, seed, between)
     folder = Path(output) if output else bundles_folder(team.name)
     checkpoints = Path("runs") / "distil" / f"{team.name}-{seed}"
     refuse_existing(folder, BUNDLES, overwrite=overwrite)

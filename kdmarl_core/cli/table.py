@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from kdmarl_core.experiments.cells import Cell
     from kdmarl_core.experiments.plan import Row
     from kdmarl_core.experiments.table import RowCells
-    from kdmarl_core.team import Team
 
-KINDS = ("given", "students", "bounds")
+KINDS = ("given", "students", "bounds", "assisted")
+# Computes a cell while it moves one line (the second) of a progress bar (the first).
+Compute = Callable[[Any, Any], "Cell"]
 PAGE = Path("docs") / "results.md"
 
 
@@ -37,7 +38,7 @@ def add_command(commands: Any) -> None:
         choices=KINDS,
         default=[],
         help="cells to compute where they are missing: given (teacher and random actions), "
-        "students, bounds",
+        "students, bounds, assisted (students of the bounds' policies)",
     )
     parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
     parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
@@ -80,78 +81,77 @@ def _row(
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.table import RowCells
+    from kdmarl_core.teacher.checkpoint import recipe_hash
+    from kdmarl_core.teacher.mappo import load_recipe as load_teacher_recipe
+    from kdmarl_core.teacher.mappo import shipped_recipe
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
     torch.set_num_threads(arguments.threads)
     team = row.team()
-    teacher, card = load_teacher(find_teacher(team.teacher), team.task.spec)
+    task, spec = team.task, team.task.spec
+    teacher, card = load_teacher(find_teacher(team.teacher), spec)
     recipe = load_recipe(team.recipe)
-    folder, slug = results / row.slug, row.setting.replace(" ", "_").replace("+", "")
+    of_bound = load_teacher_recipe(shipped_recipe(spec), spec).with_network("gru")
+    runs = Path("runs") / "table" / row.slug
+    bound_run = runs / f"bound-{recipe_hash(of_bound, team)[:8]}"
+    slug = row.setting.replace(" ", "_").replace("+", "")
+    kind = "assisted" if row.assisted else "students"
 
-    def cell(
-        name: str, kind: str, inputs: dict[str, Any], compute: Callable[[Any, Any], Cell]
-    ) -> Cell | None:
+    def cell(name: str, kind: str, inputs: dict[str, Any], compute: Compute) -> Cell | None:
         wanted = kind in arguments.compute
         run = shown(bar, f"{row.task} {name}", compute) if wanted else None
-        return cells.obtain(folder / f"{name}.json", inputs, run)
+        return cells.obtain(results / row.slug / f"{name}.json", inputs, run)
 
     def student(seed: int) -> Cell | None:
         work = Work(team, teacher, card, recipe, seed)
-        place = Path("runs") / "table" / row.slug / f"{slug}-{seed}"
+        inputs = cells.student_inputs(work, episodes, of_bound if row.assisted else None)
+        name = f"{slug}-{kind}-{seed}"
+
+        def compute(bar: Any, line: Any) -> Cell:
+            ready = work
+            if row.assisted:
+                report = _training_reporter(bar, line, of_bound.iterations)
+                assistant = cells.trained_assistant(team, of_bound, episodes, bound_run, report)
+                ready = work._replace(assistant=assistant)
+            report = distil_reporter(bar, line)
+            return cells.distil_students(ready, inputs, runs / name, report)
+
+        return cell(name, kind, inputs, compute)
+
+    def bound() -> Cell | None:
         return cell(
-            f"{slug}-students-{seed}",
-            "students",
-            cells.student_inputs(work, episodes),
-            lambda bar, line: cells.distil_students(
-                work, episodes, place, distil_reporter(bar, line)
+            f"bound-{row.setting.split()[-1]}",
+            "bounds",
+            cells.bound_inputs(team, of_bound, episodes),
+            lambda bar, line: cells.train_bound(
+                team,
+                of_bound,
+                episodes,
+                bound_run,
+                _training_reporter(bar, line, of_bound.iterations),
             ),
         )
 
-    students = [student(seed) for seed in range(seeds)]
     return RowCells(
         row=row,
         teacher=cell(
             "teacher",
             "given",
-            cells.teacher_inputs(team.task, card, episodes),
-            lambda *_: cells.play_teacher(team.task, teacher, card, episodes),
+            cells.teacher_inputs(task, card, episodes),
+            lambda *_: cells.play_teacher(task, teacher, card, episodes),
         ),
         random=cell(
             "random",
             "given",
-            cells.common_inputs("random", team.task, episodes),
-            lambda *_: cells.play_random(team.task, episodes),
+            cells.common_inputs("random", task, episodes),
+            lambda *_: cells.play_random(task, episodes),
         ),
-        students=tuple(found for found in students if found is not None),
-        bound=_bound(row, team, episodes, cell),
+        students=tuple(found for seed in range(seeds) if (found := student(seed)) is not None),
+        bound=bound() if row.restricted else None,  # of full observations: the teacher
     )
 
 
-def _bound(row: Row, team: Team, episodes: int, cell: Callable[..., Cell | None]) -> Cell | None:
-    """The bound of the row's restriction; with full observations that is the teacher."""
-    from kdmarl_core.experiments import cells
-    from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
-
-    if row.setting == "FO":
-        return None
-    spec = team.task.spec
-    recipe = load_recipe(shipped_recipe(spec), spec).with_network("gru")
-    name = f"bound-{row.setting.split()[-1]}"
-    return cell(
-        name,
-        "bounds",
-        cells.bound_inputs(team, recipe, episodes),
-        lambda bar, line: cells.train_bound(
-            team,
-            recipe,
-            episodes,
-            Path("runs") / "table" / row.slug / name,
-            _training_reporter(bar, line, recipe.iterations),
-        ),
-    )
-
-
-def shown(bar: Any, name: str, compute: Callable[[Any, Any], Cell]) -> Callable[[], Cell]:
+def shown(bar: Any, name: str, compute: Compute) -> Callable[[], Cell]:
     """A computation that shows its progress as one line of the bar."""
 
     def run() -> Cell:
@@ -204,6 +204,7 @@ def _figures(cells: RowCells) -> dict[str, Any]:
     return {
         "task": cells.row.task,
         "setting": cells.row.setting,
+        "assisted": cells.row.assisted,
         "team": cells.row.team_name,
         "source": dataclasses.asdict(cells.row.rows.source),
         "retention": share(table.retention(cells)),

@@ -63,7 +63,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     from kdmarl_core.tasks import make_task
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import save_teacher
-    from kdmarl_core.teacher.train import CHECKPOINT, train
+    from kdmarl_core.teacher.train import CHECKPOINT, make_card, train
 
     task = make_task(arguments.task)
     team = _team(arguments, task)
@@ -104,7 +104,14 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     player = TeacherPlayer(teacher, task.spec)
     played = list(play(task.make_reference(), player, arguments.episodes, arguments.seed))
     score = evaluation(played, arguments.seed)
-    card = _card(arguments, recipe, task, team, seconds, score)
+    card = make_card(
+        teacher,
+        recipe,
+        command=_command(arguments, task),
+        seed=arguments.seed,
+        seconds=seconds,
+        score=score,
+    )
     save_teacher(teacher, card, folder / "teacher", overwrite=True)
     figures = {
         "teacher": str(folder / "teacher"),
@@ -171,36 +178,12 @@ def _event_files(folder: Path) -> Iterator[Callable[[], Any]]:
         yield functools.cache(lambda: stack.enter_context(SummaryWriter(str(folder))))
 
 
-def _card(
-    arguments: argparse.Namespace,
-    recipe: Recipe,
-    task: Task,
-    team: Team | None,
-    seconds: float,
-    score: Evaluation,
-) -> Any:
-    from kdmarl_core.teacher.teacher import TeacherCard
-
+def _command(arguments: argparse.Namespace, task: Task) -> str:
+    """The command that makes the same teacher again."""
     command = ["kdmarl", "train", task.spec.name, "--seed", str(arguments.seed)]
     for option in ("team", "recipe", "network"):
         if getattr(arguments, option):
             command += [f"--{option}", getattr(arguments, option)]
     if arguments.env_steps is not None:
         command += ["--env-steps", str(arguments.env_steps)]
-    return TeacherCard(
-        task=task.spec.name,
-        architecture=recipe.architecture,
-        restriction=team.restriction() if team else None,
-        reward_scale=recipe.reward_scale,
-        gamma=recipe.gamma,
-        gae_lambda=recipe.gae_lambda,
-        observation_sizes=tuple(agent.observation_size for agent in task.spec.agents),
-        num_actions=task.spec.num_actions,
-        state_size=task.spec.state_size,
-        weights_sha256="",
-        command=shlex.join(command),
-        env_steps=recipe.iterations * recipe.steps_per_iteration,
-        seed=arguments.seed,
-        training_seconds=round(seconds, 1),
-        evaluation=score,
-    )
+    return shlex.join(command)

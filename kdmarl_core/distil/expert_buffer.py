@@ -7,6 +7,7 @@ and role scores, which take a fiftieth of their space.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,8 +25,8 @@ from kdmarl_core.errors import UserError
 from kdmarl_core.files import atomic_file
 from kdmarl_core.schema import from_mapping, parse_json
 from kdmarl_core.seeding import derive_seed
-from kdmarl_core.tasks import BatchStep, Task, TaskSpec
-from kdmarl_core.tasks.task import Booleans
+from kdmarl_core.tasks import Task, TaskSpec
+from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, read_tensors
 
@@ -51,6 +52,9 @@ class ExpertBuffer(NamedTuple):
     projection: Tensor  # U_T, [K, W]
     observation: Tensor  # [T, B, N, D] full observations; students cut out their own
     labels: Labels  # [T, B, ...]
+    # [T, B, N, D], which features were shown to a teacher that some are hidden from at random: its
+    # students must judge by the same. None of others, whose students can be shown anything.
+    visible: Tensor | None = None
 
 
 def plan_buffer(spec: TaskSpec, card: TeacherCard, steps: int, roles: int, seed: int) -> Origin:
@@ -63,28 +67,26 @@ def fill_buffer(task: Task, teacher: Teacher, card: TeacherCard, origin: Origin)
     """A buffer as planned: the teacher acts, drawn from its policy."""
     horizon, roles, seed = task.spec.episode_steps, origin.roles, origin.seed
     collector = Collector(task.spec, task.make_batch(ENVS), horizon, seed, anew=True)
-
-    def act(step: BatchStep, begins: Booleans) -> Tensor:
-        with torch.no_grad():
-            return teacher.logits(
-                torch.from_numpy(step.observation),
-                torch.from_numpy(step.state),
-                torch.from_numpy(step.action_mask),
-            )
-
+    policy = Acting(teacher, contextlib.nullcontext)
     rollouts = origin.steps // (horizon * ENVS)
     observation, labels = _allocate(task.spec, horizon, rollouts * ENVS, roles)
-    projection = None
+    projection, shown = None, []
     for number in range(rollouts):
-        rollout = collector.collect(act, number)
+        policy.begin(derive_seed(seed, 2, number))
+        rollout = collector.collect(policy, number)
+        visible = policy.visible()
         if projection is None:
-            projection = _fit_roles(teacher, rollout.observation, rollout.state, roles, seed)
+            projection = _fit_roles(teacher, policy.inputs(), rollout.begins, roles, seed)
         rows = slice(number * ENVS, (number + 1) * ENVS)
         observation[:, rows] = rollout.observation
-        for kept, field in zip(labels, label(rollout, teacher, card, projection), strict=True):
+        found = label(rollout, teacher, card, projection, visible)
+        for kept, field in zip(labels, found, strict=True):
             kept[:, rows] = field
+        if visible is not None:
+            shown.append(visible.bool())
     assert projection is not None
-    return ExpertBuffer(origin, projection, observation, labels)
+    together = torch.cat(shown, 1) if shown else None
+    return ExpertBuffer(origin, projection, observation, labels, together)
 
 
 def bytes_per_step(spec: TaskSpec, roles: int) -> int:
@@ -99,6 +101,8 @@ def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
         "projection": buffer.projection,
         "observation": buffer.observation,
     }
+    if buffer.visible is not None:
+        tensors["visible"] = buffer.visible
     origin = json.dumps(dataclasses.asdict(buffer.origin))
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {"origin": origin})
@@ -124,7 +128,10 @@ def load_buffer(path: Path, card: TeacherCard, roles: int) -> ExpertBuffer:
                 "name another --buffer file, or remove this one"
             )
     fields = {name: tensors[name] for name in Labels._fields}
-    return ExpertBuffer(origin, tensors["projection"], tensors["observation"], Labels(**fields))
+    visible = tensors.get("visible")
+    return ExpertBuffer(
+        origin, tensors["projection"], tensors["observation"], Labels(**fields), visible
+    )
 
 
 def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[Tensor, Labels]:
@@ -146,11 +153,13 @@ def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[T
     return empty(agents, spec.observation_size), labels
 
 
-def _fit_roles(
-    teacher: Teacher, observation: Tensor, state: Tensor, roles: int, seed: int
-) -> Tensor:
-    steps = math.ceil(ROLE_SAMPLES / observation.shape[2])
-    some, its_state = observation.flatten(0, 1)[:steps], state[:-1].flatten(0, 1)[:steps]
+def _fit_roles(teacher: Teacher, inputs: Tensor, begins: Tensor, roles: int, seed: int) -> Tensor:
+    """U_T from the first embeddings of a rollout of inputs [T, B, N, I]."""
+    _, episodes, agents, _ = inputs.shape
+    steps = math.ceil(ROLE_SAMPLES / agents)
+    rows = math.ceil(steps / episodes)
     with torch.no_grad():
-        embedding = teacher.embed(some, its_state)
-    return fit_roles(embedding.flatten(0, 1), roles, derive_seed(seed, 1))
+        embedding, _ = teacher.embed_through_time(
+            inputs[:rows], begins[:rows], teacher.no_past(episodes)
+        )
+    return fit_roles(embedding.flatten(0, 1)[:steps].flatten(0, 1), roles, derive_seed(seed, 1))

@@ -27,23 +27,24 @@ def learn_offline(
 def _draw(learner: Learner, buffer: ExpertBuffer, steps: int, generator: torch.Generator) -> Batch:
     """So many environment steps: whole sequences for recurrent students, else single steps.
 
-    Features that a restriction hides at random are drawn anew for every sequence or step.
+    Features that a restriction hides at random are those that were hidden from the teacher or, if
+    it saw everything, drawn anew for every sequence or step.
     """
     students = learner.students
     horizon, sequences = buffer.labels.begins.shape
-    if students.recurrent:
-        count = max(1, steps // horizon)
-        index = torch.randint(sequences, (count,), generator=generator)
-        observation = buffer.observation[:, index]
-        labels = Labels(*(field[:, index] for field in buffer.labels))
+    count = max(1, steps // horizon) if students.recurrent else steps
+    step = None if students.recurrent else torch.randint(horizon, (count,), generator=generator)
+    index = torch.randint(sequences, (count,), generator=generator)
+
+    def drawn(field: torch.Tensor) -> torch.Tensor:
+        return field[:, index] if step is None else field[step, index][None]
+
+    labels = Labels(*map(drawn, buffer.labels))
+    if buffer.visible is None:
+        visible = _visible(learner, labels.begins, generator)
     else:
-        count = steps
-        step = torch.randint(horizon, (steps,), generator=generator)
-        index = torch.randint(sequences, (steps,), generator=generator)
-        observation = buffer.observation[step, index][None]
-        labels = Labels(*(field[step, index][None] for field in buffer.labels))
-    visible = _visible(learner, labels.begins, generator)
-    inputs = students.restriction.inputs(observation.float(), visible)
+        visible = drawn(buffer.visible)
+    inputs = students.restriction.inputs(drawn(buffer.observation).float(), visible)
     return Batch(inputs, students.initial_state(count), labels)
 
 

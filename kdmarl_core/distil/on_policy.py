@@ -27,6 +27,7 @@ class StudentsActing:
         self._generator = torch.Generator().manual_seed(seed)
         self._state = torch.empty(0)
         self._visible: Tensor | None = None
+        self._shown: list[Tensor] = []
         self._inputs: list[Tensor] = []
 
     def __call__(self, step: BatchStep, begins: Booleans) -> Tensor:
@@ -42,6 +43,8 @@ class StudentsActing:
                 fresh if self._visible is None else torch.where(anew, fresh, self._visible)
             )
         with torch.no_grad():
+            if self._visible is not None:
+                self._shown.append(self._visible)
             inputs = restriction.inputs(torch.from_numpy(step.observation), self._visible)
             self._inputs.append(inputs)
             mask, start = torch.from_numpy(step.action_mask), torch.from_numpy(begins)
@@ -53,6 +56,10 @@ class StudentsActing:
     def inputs(self) -> Tensor:
         """What the students read in the rollout, [T, E, N, I]."""
         return torch.stack(self._inputs)
+
+    def visible(self) -> Tensor | None:
+        """Which features the episodes showed, [T, E, N, D]; None if all do, always."""
+        return torch.stack(self._shown) if self._shown else None
 
 
 class OnPolicy:
@@ -81,7 +88,8 @@ class OnPolicy:
         phase, learner = self._phase, self._learner
         acting = StudentsActing(learner.students, derive_seed(self._seed, iteration, 1))
         rollout = self._collector.collect(acting, iteration)
-        labels = label(rollout, self._teacher, self._card, self._roles)
+        visible = acting.visible() if self._teacher.team else None
+        labels = label(rollout, self._teacher, self._card, self._roles, visible)
         state = learner.students.initial_state(phase.num_envs)
         batch = Batch(acting.inputs(), state, labels)
         if not learner.students.recurrent:

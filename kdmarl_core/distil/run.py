@@ -67,20 +67,37 @@ SECONDS_BETWEEN_CHECKPOINTS = 30.0
 Report = Callable[[str, int, int, Terms, float, float], None]
 
 
+class Lessons(NamedTuple):
+    """A frozen policy that students learn from, and its card."""
+
+    policy: Teacher
+    card: TeacherCard
+
+
 class Work(NamedTuple):
-    """Everything that decides what students are distilled."""
+    """Everything that decides what students are distilled.
+
+    An assistant (Mirzadeh et al. 2020) stands between teacher and students: it is as big as the
+    teacher and senses as little as they do. If there is one, they learn from it alone.
+    """
 
     team: Team
     teacher: Teacher
     card: TeacherCard
     recipe: Recipe
     seed: int
+    assistant: Lessons | None = None
+
+    @property
+    def lessons(self) -> Lessons:
+        """Whom the students learn from."""
+        return self.assistant or Lessons(self.teacher, self.card)
 
     def identity(self, buffer: Origin) -> str:
         """A hash: what was begun by other work is not gone on with."""
         record = [
             self.team.record(),
-            self.card.weights_sha256,
+            self.lessons.card.weights_sha256,
             dataclasses.asdict(self.recipe),
             self.seed,
             dataclasses.asdict(buffer),
@@ -117,20 +134,19 @@ def distil(
     learner = Learner(students, heads, recipe)
     kept = None
     if buffer_file is not None and buffer_file.exists():
-        kept = load_buffer(buffer_file, work.card, recipe.roles)
+        kept = load_buffer(buffer_file, work.lessons.card, recipe.roles)
     origin = kept.origin if kept else _planned_buffer(work)
     path, identity, done, seconds = folder / CHECKPOINT, work.identity(origin), 0, 0.0
     if resume and path.is_file():
         progress = load_checkpoint(path, learner.learned, learner.optimizer, identity, seed)
         done, seconds = progress.iteration, progress.seconds
-    buffer = kept or fill_buffer(team.task, work.teacher, work.card, origin)
+    buffer = kept or fill_buffer(team.task, *work.lessons, origin)
     if buffer_file is not None and kept is None:
         save_buffer(buffer, buffer_file)
     on_policy = OnPolicy(
         learner,
         team.task,
-        work.teacher,
-        work.card,
+        *work.lessons,
         recipe.on_policy,
         buffer.projection,
         derive_seed(seed, 13),
@@ -170,7 +186,9 @@ def distil(
 
 def _planned_buffer(work: Work) -> Origin:
     steps, roles = work.recipe.offline.buffer_steps, work.recipe.roles
-    return plan_buffer(work.team.task.spec, work.card, steps, roles, derive_seed(work.seed, 11))
+    return plan_buffer(
+        work.team.task.spec, work.lessons.card, steps, roles, derive_seed(work.seed, 11)
+    )
 
 
 class Exported(NamedTuple):
@@ -202,7 +220,7 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
     exported = []
     for index, robot in enumerate(team.robots):
         model = student_model(students.layers(index))
-        draft = _draft(team, robot, model, work.card)
+        draft = _draft(work, robot, model)
         policy = BundlePolicy(draft, model, f"{robot.name}/{MODEL}")
         own = inputs[:, :, index, : draft.observation_size].numpy()
         found = np.empty((*begins.shape, len(robot.agent.actions)), np.float32)
@@ -281,8 +299,9 @@ def write_team(
             write_bundle(place, replace(item.draft, measured=measured), item.model)
 
 
-def _draft(team: Team, robot: Robot, model: bytes, card: TeacherCard) -> Manifest:
-    cost = count(model)
+def _draft(work: Work, robot: Robot, model: bytes) -> Manifest:
+    team, cost = work.team, count(model)
+    assistant = work.assistant and work.assistant.card.weights_sha256
     return Manifest(
         schema_version=SCHEMA_VERSION,
         kdmarl_version=__version__,
@@ -302,7 +321,7 @@ def _draft(team: Team, robot: Robot, model: bytes, card: TeacherCard) -> Manifes
             cost.flops,
             robot.student.width if robot.student.network == "gru" else 0,
         ),
-        teacher=TeacherEntry(team.teacher, card.weights_sha256),
+        teacher=TeacherEntry(team.teacher, work.card.weights_sha256, assistant),
         measured=None,
         model=ModelEntry(MODEL, "", len(model)),
     )

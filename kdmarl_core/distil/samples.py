@@ -41,17 +41,26 @@ class Batch(NamedTuple):
     labels: Labels
 
 
-def label(rollout: Rollout, teacher: Teacher, card: TeacherCard, roles: Tensor | None) -> Labels:
-    """Let the frozen teacher judge a rollout, whoever acted in it.
+def label(
+    rollout: Rollout,
+    teacher: Teacher,
+    card: TeacherCard,
+    roles: Tensor | None,
+    visible: Tensor | None = None,
+) -> Labels:
+    """Let the frozen teacher judge a rollout that begins with episodes, whoever acted in it.
 
     A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
     which the teacher was trained, then normalised. Cosines and role scores are empty without U_T
-    `roles` [K, W]. Matrix products run in bfloat16.
+    `roles` [K, W]. A restricted teacher sees what its episodes showed, `visible` [T, B, N, D].
+    Matrix products run in bfloat16.
     """
     state = rollout.state[:-1]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         value = teacher.value(rollout.state)
-        embedding = teacher.embed(rollout.observation, state)
+        inputs = teacher.reads(rollout.observation, state, visible)
+        past = teacher.no_past(rollout.begins.shape[1])
+        embedding, _ = teacher.embed_through_time(inputs, rollout.begins, past)
         logits = mask_logits(teacher.actor.head(embedding).float(), rollout.action_mask)
         embedding = embedding.float()
     reward = rollout.reward * card.reward_scale

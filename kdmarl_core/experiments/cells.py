@@ -18,8 +18,16 @@ import numpy as np
 
 from kdmarl_core import __version__
 from kdmarl_core.bundle import BundlePolicy
-from kdmarl_core.distil.run import Report, Work, distil, export
-from kdmarl_core.evaluate import BundlePlayer, Episode, RandomPlayer, TeamPlayer, play, returns
+from kdmarl_core.distil.run import Lessons, Report, Work, distil, export
+from kdmarl_core.evaluate import (
+    BundlePlayer,
+    Episode,
+    RandomPlayer,
+    TeamPlayer,
+    evaluation,
+    play,
+    returns,
+)
 from kdmarl_core.export import student_model
 from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Returns
@@ -28,12 +36,13 @@ from kdmarl_core.schema import from_mapping, read_json
 from kdmarl_core.tasks import Task
 from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
 from kdmarl_core.teacher.player import TeacherPlayer
-from kdmarl_core.teacher.teacher import Teacher, TeacherCard
-from kdmarl_core.teacher.train import CHECKPOINT, train
+from kdmarl_core.teacher.teacher import CARD, Teacher, TeacherCard, load_bound, save_teacher
+from kdmarl_core.teacher.train import CHECKPOINT, make_card, train
 from kdmarl_core.team import Team
 
 EVALUATION_SEED = 0  # of all cells: every player plays the same episodes
 BOUND_SEED = 0
+TEACHER = "teacher"  # where a trained policy lies in the folder of its run
 
 
 @dataclass(frozen=True)
@@ -98,14 +107,20 @@ def teacher_inputs(task: Task, card: TeacherCard, episodes: int) -> dict[str, An
     return common_inputs("teacher", task, episodes) | {"teacher": card.weights_sha256}
 
 
-def student_inputs(work: Work, episodes: int) -> dict[str, Any]:
-    """Inputs of the cell of a team's students."""
-    return common_inputs("students", work.team.task, episodes) | {
+def student_inputs(
+    work: Work, episodes: int, assistant: TeacherRecipe | None = None
+) -> dict[str, Any]:
+    """Inputs of the cell of a team's students, and of how their assistant is trained."""
+    inputs = common_inputs("students", work.team.task, episodes)
+    inputs |= {
         "teacher": work.card.weights_sha256,
         "team": work.team.record(),
         "recipe": dataclasses.asdict(work.recipe),
         "seed": work.seed,
     }
+    if assistant is not None:
+        inputs["assistant"] = bound_inputs(work.team, assistant, episodes)
+    return inputs
 
 
 def bound_inputs(team: Team, recipe: TeacherRecipe, episodes: int) -> dict[str, Any]:
@@ -133,7 +148,7 @@ def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int)
     return _played(task, player, inputs, flops, time.monotonic())
 
 
-def distil_students(work: Work, episodes: int, folder: Path, report: Report) -> Cell:
+def distil_students(work: Work, inputs: dict[str, Any], folder: Path, report: Report) -> Cell:
     """The cell of a team's students: distil, export, play. Goes on where it was interrupted."""
     begun = time.monotonic()
     students = distil(work, report, folder=folder, resume=True)
@@ -141,7 +156,6 @@ def distil_students(work: Work, episodes: int, folder: Path, report: Report) -> 
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     flops = sum(item.draft.student.flops_per_decision for item in exported)
     player = BundlePlayer(policies, work.team)
-    inputs = student_inputs(work, episodes)
     return _played(work.team.task, player, inputs, flops, begun)
 
 
@@ -152,14 +166,40 @@ def train_bound(
     folder: Path,
     report: Callable[[int, dict[str, float]], None],
 ) -> Cell:
-    """The bound of a team's restriction: a big policy trained by RL under it."""
+    """The bound of a team's restriction: a big policy trained by RL under it.
+
+    Goes on where it was interrupted; the policy stays in `folder` for `trained_assistant`.
+    """
     begun = time.monotonic()
     resume = (folder / CHECKPOINT).is_file()
-    policy, _ = train(
+    policy, seconds = train(
         team.task, recipe, BOUND_SEED, folder, team=team, resume=resume, report=report
     )
     player = TeacherPlayer(policy, team.task.spec)
-    return _played(team.task, player, bound_inputs(team, recipe, episodes), 0, begun)
+    episodes_played = list(play(team.task.make_reference(), player, episodes, EVALUATION_SEED))
+    card = make_card(
+        policy,
+        recipe,
+        command=f"kdmarl table --compute bounds --tasks {team.task.spec.name}",
+        seed=BOUND_SEED,
+        seconds=seconds,
+        score=evaluation(episodes_played, EVALUATION_SEED),
+    )
+    save_teacher(policy, card, folder / TEACHER, overwrite=True)
+    return _cell(team.task, episodes_played, bound_inputs(team, recipe, episodes), 0, begun)
+
+
+def trained_assistant(
+    team: Team,
+    recipe: TeacherRecipe,
+    episodes: int,
+    folder: Path,
+    report: Callable[[int, dict[str, float]], None],
+) -> Lessons:
+    """The policy of the restriction's bound, to learn from; trained if `folder` lacks it."""
+    if not (folder / TEACHER / CARD).is_file():
+        train_bound(team, recipe, episodes, folder, report)
+    return Lessons(*load_bound(folder / TEACHER, team))
 
 
 def _played(
@@ -169,7 +209,17 @@ def _played(
     flops_per_step: int,
     begun: float,
 ) -> Cell:
-    episodes = list(play(task.make_reference(), player, inputs["episodes"], EVALUATION_SEED))
+    played = list(play(task.make_reference(), player, inputs["episodes"], EVALUATION_SEED))
+    return _cell(task, played, inputs, flops_per_step, begun)
+
+
+def _cell(
+    task: Task,
+    episodes: Sequence[Episode],
+    inputs: dict[str, Any],
+    flops_per_step: int,
+    begun: float,
+) -> Cell:
     steps = float(np.mean([episode.steps for episode in episodes]))
     return Cell(
         inputs=as_json(inputs),

@@ -13,6 +13,7 @@ from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
 from kdmarl_core.team import Team, load_team
 
 ALL_ON = "all terms"
+FULL = "FO"  # the setting in which robots see everything that their agents do
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,23 @@ class Plan:
 
 
 class Row:
-    """One task in one setting."""
+    """One task in one setting, with or without an assistant between teacher and students."""
 
-    def __init__(self, plan: Plan, task: str, setting: str) -> None:
+    def __init__(self, plan: Plan, task: str, setting: str, *, assisted: bool = False) -> None:
         """The row of that task and setting."""
         self.task, self.setting, self.rows = task, setting, plan.tasks[task]
+        self.assisted = assisted
         self.team_name = self.rows.teams[plan.settings.index(setting)]
         self.slug = task.replace("/", "_")
 
     def team(self) -> Team:
         """The row's team."""
         return load_team(self.team_name)
+
+    @property
+    def restricted(self) -> bool:
+        """Whether its students see less than the teacher."""
+        return self.setting != FULL
 
 
 def load_plan(path: Path | None = None) -> Plan:
@@ -121,4 +128,7 @@ def rows(plan: Plan, tasks: list[str], settings: list[str]) -> Iterator[Row]:
     for task in plan.tasks:
         for setting in plan.settings:
             if (not tasks or task in tasks) and (not settings or setting in settings):
-                yield Row(plan, task, setting)
+                row = Row(plan, task, setting)
+                yield row
+                if row.restricted:
+                    yield Row(plan, task, setting, assisted=True)

@@ -36,6 +36,7 @@ class Acting:
         """A rollout begins; what its episodes show is drawn from the seed."""
         self._generator = torch.Generator().manual_seed(seed)
         self._inputs: list[Tensor] = []
+        self._shown: list[Tensor] = []
         self._past_at_begin = self._past
 
     def __call__(self, step: BatchStep, begins: Booleans) -> Tensor:
@@ -45,6 +46,8 @@ class Acting:
             self._past = self._past_at_begin = teacher.no_past(len(begins))
         if begins.any():
             self._draw(start)
+        if self._visible is not None:
+            self._shown.append(self._visible.clone())
         with torch.no_grad(), self._precision():
             inputs = teacher.reads(
                 torch.from_numpy(step.observation), torch.from_numpy(step.state), self._visible
@@ -56,6 +59,10 @@ class Acting:
     def inputs(self) -> Tensor:
         """What the actor read since the rollout began, [T, E, N, I]."""
         return torch.stack(self._inputs)
+
+    def visible(self) -> Tensor | None:
+        """Which features the episodes showed, [T, E, N, D]; None if all do, always."""
+        return torch.stack(self._shown) if self._shown else None
 
     @property
     def past_at_begin(self) -> Tensor:

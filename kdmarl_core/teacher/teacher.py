@@ -89,13 +89,20 @@ class Teacher(nn.Module):
             Logits [T, E, N, A] before masking, in the precision that was computed with, and the
             past of what comes next.
         """
+        embedding, past = self.embed_through_time(inputs, begins, past)
+        return self.actor.head(embedding), past
+
+    def embed_through_time(
+        self, inputs: Tensor, begins: Tensor, past: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden embeddings phi_T [T, E, N, W] and the past, as `through_time`."""
         if isinstance(self.actor, Mlp):
-            return self.actor(inputs), past
+            return self.actor.embed(inputs), past
         agents = inputs.shape[2]
         begins_of_agents = begins.repeat_interleave(agents, 1)
         states = self.actor.embed(inputs.flatten(1, 2), begins_of_agents, past.flatten(0, 1))
         states = states.view(*inputs.shape[:3], -1)
-        return self.actor.head(states), states[-1]
+        return states, states[-1]
 
     def logits(self, observation: Tensor, state: Tensor, action_mask: Tensor) -> Tensor:
         """Unnormalised log-probabilities [..., N, A], very negative where the mask is false.
@@ -193,13 +200,8 @@ def load_teacher(folder: Path, spec: TaskSpec) -> tuple[Teacher, TeacherCard]:
     card = read_card(folder)
     if card.restriction is not None:
         raise UserError(
-            f"{folder / CARD}: restriction: was trained on a team's restricted sensors, and is no "
-            "teacher; give one that was trained without --team"
-        )
-    if card.architecture.network != "mlp":
-        raise UserError(
-            f"{folder / CARD}: architecture: network: '{card.architecture.network}' cannot teach: "
-            "labels are computed step by step, without a past; give a teacher of network 'mlp'"
+            f"{folder / CARD}: restriction: was trained on a team's restricted sensors: an "
+            "assistant at best; give a teacher that was trained without --team"
         )
     return _load(folder, card, Teacher(spec, card.architecture))
 

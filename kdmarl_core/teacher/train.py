@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kdmarl_core.interrupt import deferred_interrupt
+from kdmarl_core.metrics import Evaluation
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import Task
 from kdmarl_core.teacher.checkpoint import (
@@ -19,7 +20,7 @@ from kdmarl_core.teacher.checkpoint import (
 )
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import Teacher
+from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 from kdmarl_core.team import Team
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -88,3 +89,27 @@ def train(
     if done < recipe.iterations:
         raise KeyboardInterrupt
     return teacher, seconds + time.monotonic() - begun
+
+
+def make_card(
+    teacher: Teacher, recipe: Recipe, *, command: str, seed: int, seconds: float, score: Evaluation
+) -> TeacherCard:
+    """What `save_teacher` writes beside the weights of a teacher that `train` returned."""
+    spec, team = teacher.spec, teacher.team
+    return TeacherCard(
+        task=spec.name,
+        architecture=recipe.architecture,
+        restriction=team.restriction() if team else None,
+        reward_scale=recipe.reward_scale,
+        gamma=recipe.gamma,
+        gae_lambda=recipe.gae_lambda,
+        observation_sizes=tuple(agent.observation_size for agent in spec.agents),
+        num_actions=spec.num_actions,
+        state_size=spec.state_size,
+        weights_sha256="",
+        command=command,
+        env_steps=recipe.iterations * recipe.steps_per_iteration,
+        seed=seed,
+        training_seconds=round(seconds, 1),
+        evaluation=score,
+    )
