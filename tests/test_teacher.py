@@ -635,15 +635,12 @@ def test_the_command_trains_a_bound(kdmarl, tmp_path, refusal):
     assert "restriction" in message
 
 
-def test_the_network_is_a_choice(train_command, tmp_path, refusal):
-    """A recurrent teacher can be trained, but labels are computed without a past."""
+def test_the_network_is_a_choice(train_command, tmp_path):
     done = train_command("--network", "gru", "--env-steps", "400")
     assert done.code == 0, done.err
-    folder = tmp_path / "work" / "run" / "teacher"
-    assert read_card(folder).architecture.network == "gru"
-    message = refusal(load_teacher, folder, make_task(TASK).spec)
-    assert message.startswith(str(folder / CARD))
-    assert "step by step" in message
+    teacher, card = load_teacher(tmp_path / "work" / "run" / "teacher", make_task(TASK).spec)
+    assert card.architecture.network == "gru"
+    assert teacher.recurrent
 
 
 def test_a_team_of_another_task_is_refused(train_command):
