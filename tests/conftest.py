@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 from kdmarl_core.errors import UserError
+from kdmarl_core.tasks.mpe import MpeTask
 from kdmarl_ros.cli import main
 
 # The same examples each time, however slow the machine is today.
@@ -37,6 +38,21 @@ def _compiled_once(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def simulators_made_once():
+    """Where every rollout begins with new episodes, nothing passes from one user to the next."""
+    original, made = MpeTask.make_batch, {}
+
+    def make_batch(task, num_envs):
+        if num_envs not in made:
+            made[num_envs] = original(task, num_envs)
+        return made[num_envs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MpeTask, "make_batch", make_batch)
         yield
 
 

@@ -30,10 +30,11 @@ from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import student_model
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import make_task
-from kdmarl_core.tasks.mpe import MpeTask
 from kdmarl_core.teacher.teacher import find_teacher, load_teacher, read_tensors
 from kdmarl_core.team import load_bundles, load_team
 from kdmarl_ros.cli import main
+
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
 
 ROBOTS = ["robot_0", "robot_1", "robot_2"]
 WIDTHS = {"robot_0": 16, "robot_1": 32, "robot_2": 8}
@@ -62,21 +63,6 @@ def write_team_file(folder, network="mlp", random_features=None):
         if random_features:
             document = changed(document, f"robots.{name}.random_features", random_features)
     return write_yaml(folder / "trio.yaml", document)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _simulators_made_once():
-    """Every rollout begins with new episodes, so nothing passes from one user to the next."""
-    original, made = MpeTask.make_batch, {}
-
-    def make_batch(task, num_envs):
-        if num_envs not in made:
-            made[num_envs] = original(task, num_envs)
-        return made[num_envs]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MpeTask, "make_batch", make_batch)
-        yield
 
 
 def command(folder):

@@ -78,7 +78,7 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
         students = []
         for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
             work = Work(team, teacher, card, recipe, seed)
-            label = f"ablation-{name}-{variant.replace(' ', '_')}-{seed}"
+            label = f"ablation-{team.name}-{variant.replace(' ', '_')}-{seed}"
             inputs = cells.student_inputs(work, plan.episodes)
             compute = functools.partial(_distil, work, inputs, Path("runs") / "table" / label)
             students.append(

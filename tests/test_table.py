@@ -1,0 +1,169 @@
+"""The results table and the ablation: cells are computed once and only used for the same."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import (
+    DISTILLATION_RECIPE,
+    OFF,
+    TASK,
+    TEAM_FILE,
+    TRAINING_RECIPE,
+    changed,
+    write_teacher,
+    write_yaml,
+)
+
+from kdmarl_core.metrics import normalised_retention
+from kdmarl_core.teacher import mappo
+
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
+EPISODES = 6
+
+
+@pytest.fixture
+def table(kdmarl, tmp_path, monkeypatch):
+    """Runs `kdmarl table` or another command on a plan of two settings, all on a small scale."""
+    teacher = write_teacher(tmp_path / "teacher")
+    recipe = changed(DISTILLATION_RECIPE, "offline.updates", 2)
+    recipe = changed(recipe, "on_policy.iterations", 1)
+    recipe = write_yaml(tmp_path / "distil.yaml", recipe)
+    full = TEAM_FILE | {"teacher": str(teacher), "recipe": str(recipe)}
+    blind = changed(full, "robots.robot_1.sensors", ["velocity", "position"])
+    teams = {"full": full, "blind": blind}
+    paths = [str(write_yaml(tmp_path / f"{name}.yaml", team)) for name, team in teams.items()]
+    plan = {
+        "episodes": EPISODES,
+        "settings": ["FO", "LH groups"],
+        "tasks": {
+            TASK: {
+                "seeds": 2,
+                "teams": paths,
+                "source": {
+                    "measure": "return", "teacher": -46.0, "limited": -48.5, "limited_mixed": -50.5
+                },
+            }
+        },
+        "ablation": {
+            "seeds": 1,
+            "teams": paths[1:],
+            "all": [f"on_policy.weights.{term}=0.1" for term in OFF],
+            "without": ["kl"],
+            "phases": {"offline only": ["on_policy.iterations=0"]},
+        },
+    }  # fmt: skip
+    plan_path = write_yaml(tmp_path / "plan.yaml", plan)
+    training = write_yaml(tmp_path / "training.yaml", TRAINING_RECIPE)
+    monkeypatch.setattr(mappo, "shipped_recipe", lambda *_: training)
+
+    def run(*arguments, command="table"):
+        return kdmarl(command, "--plan", plan_path, "--threads", "1", *arguments)
+
+    return run
+
+
+def rows(done):
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    return {(row["setting"], row["assisted"]): row for row in found}
+
+
+def test_nothing_is_computed_unasked(table):
+    found = rows(table("--json"))
+    assert list(found) == [("FO", False), ("LH groups", False), ("LH groups", True)]
+    assert all(row["retention"] is None for row in found.values())
+    assert all(row["scores"]["students"] == [] for row in found.values())
+
+
+def test_what_is_computed_stays(table, tmp_path):
+    asked = ("--settings", "LH groups", "--seeds", "1")
+    asked += ("--compute", "given", "students", "bounds", "assisted")
+    first = rows(table("--json", *asked))
+    results = tmp_path / "work" / "results" / "mpe_simple_spread"
+    assert sorted(path.name for path in results.iterdir()) == [
+        "LH_groups-assisted-0.json",
+        "LH_groups-students-0.json",
+        "bound-groups.json",
+        "random.json",
+        "teacher.json",
+    ]
+    changed_at = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    assert rows(table("--json", *asked)) == first  # nothing again
+    assert rows(table("--json", *asked[:4])) == first  # nor unasked
+    assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == changed_at
+    cells = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
+    assert "assistant" not in cells["LH_groups-students-0"]["inputs"]
+    assistant = cells["LH_groups-assisted-0"]["inputs"]["assistant"]
+    assert assistant == cells["bound-groups"]["inputs"]
+    for row, kind in (
+        (first["LH groups", False], "students"),
+        (first["LH groups", True], "assisted"),
+    ):
+        of = [np.array(cells[f"LH_groups-{kind}-{seed}"]["returns"]) for seed in range(1)]
+        assert all(len(returns) == EPISODES for returns in of)
+        scores = [returns.mean() for returns in of]
+        assert row["scores"]["students"] == pytest.approx(scores)
+        others = (np.array(cells[name]["returns"]) for name in ("teacher", "random"))
+        expected = normalised_retention(of, *others)
+        assert row["retention"]["value"] == pytest.approx(expected.value)
+
+
+def test_a_cell_of_other_inputs_is_not_used(table, tmp_path):
+    asked = ("--settings", "FO", "--seeds", "1", "--compute", "students", "given", "--json")
+    before = rows(table(*asked))["FO", False]["scores"]
+    # Another recipe: the teacher's cell stays, the students' is computed again.
+    recipe = changed(DISTILLATION_RECIPE, "offline.updates", 3)
+    write_yaml(tmp_path / "distil.yaml", changed(recipe, "on_policy.iterations", 1))
+    assert rows(table("--settings", "FO", "--json"))["FO", False]["scores"]["students"] == []
+    after = rows(table(*asked))["FO", False]["scores"]
+    assert after["teacher"] == before["teacher"]
+    assert after["students"] != before["students"]
+
+
+def test_a_damaged_cell_is_named(table, tmp_path):
+    path = tmp_path / "work" / "results" / "mpe_simple_spread" / "random.json"
+    assert table("--settings", "FO", "--compute", "given").code == 0
+    path.write_text(path.read_text()[:100])
+    done = table()
+    assert done.code == 2
+    assert str(path.relative_to(tmp_path / "work")) in done.err
+
+
+def test_the_page(table, tmp_path):
+    page = tmp_path / "work" / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("Before.\n<!-- table -->\nold\n<!-- end of table -->\nAfter.\n")
+    assert table("--compute", "given", "--write").code == 0
+    text = page.read_text()
+    assert text.startswith("Before.\n<!-- table -->\n## mpe/simple_spread\n")
+    assert text.endswith("<!-- end of table -->\nAfter.\n")
+    assert "old" not in text
+    assert "| LH groups, assistant |" in text
+    assert "| 94.8 |" in text  # the source's own: 46 / 48.5
+
+
+def test_unknown_names(table):
+    for option, name in (("--tasks", "mpe/simple_spred"), ("--settings", "LH group")):
+        done = table(option, name)
+        assert done.code == 2
+        assert f"'{name}'" in done.err
+        assert "did you mean" in done.err
+
+
+def test_ablation(table, tmp_path):
+    assert table("--settings", "LH groups", "--compute", "given").code == 0
+    done = table("--compute", command="ablation")
+    assert done.code == 0, done.err
+    for variant in ("all terms", "without kl", "offline only"):
+        assert variant in done.out
+    kept = list((tmp_path / "work" / "results" / "mpe_simple_spread").glob("ablation-*.json"))
+    assert len(kept) == 3
+    weights = {
+        path.stem: json.loads(path.read_text())["inputs"]["recipe"]["on_policy"]["weights"]
+        for path in kept
+    }
+    (without,) = (value for name, value in weights.items() if "without_kl" in name)
+    assert without["kl"] == 0
+    assert without["role"] == 0.1
