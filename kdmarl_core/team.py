@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,14 @@ class TeamFile:
     """The team file's keys, once `base` and `defaults` are merged in.
 
     `base` names a team whose file lies below this one, `defaults` holds what robots share; a
-    robot's own keys win over both.
+    robot's own keys win over both. A number of `robots` means robot_0, which plays the task's
+    first agent, and so on.
     """
 
     task: str
     teacher: str
     robots: dict[str, RobotEntry]
+    students: str = ""  # the team whose students fly, robot by robot and again; empty: its own
     recipe: str = "distil"  # how students are distilled: config/training/<recipe>.yaml, or a path
 
 
@@ -72,6 +75,12 @@ class Robot:
     safe_action: str  # one of the agent's actions
     student: StudentSpec
     random_features: tuple[int, int] | None = None  # as in the team file
+    flies: Robot | None = None  # another team's robot, whose student it flies; None: its own
+
+    @property
+    def bundle(self) -> str:
+        """Name of the folder of its bundle: the robot that this was made for."""
+        return self.flies.name if self.flies else self.name
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -99,6 +108,12 @@ class Team:
     teacher: str
     recipe: str
     robots: tuple[Robot, ...]
+    lender: Team | None = None  # whose students fly, if not its own
+
+    @property
+    def students(self) -> Team:
+        """The team that its students were distilled for."""
+        return self.lender or self
 
     def restriction(self) -> dict[str, SensedBlocks]:
         """What each agent's robot senses: whatever its students, all that a bound depends on."""
@@ -168,7 +183,37 @@ def load_team(name_or_path: str) -> Team:
             "trained as one; give all robots the same network"
         )
     robots.sort(key=lambda robot: order.index(robot.agent.name))
-    return Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots))
+    team = Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots))
+    return _with_students_of(entry.students, team) if entry.students else team
+
+
+def _with_students_of(name: str, team: Team) -> Team:
+    """The same team, with the students of another one, which must sense and act alike."""
+    where = f"{team.path}: students"
+    path = team_path(name, where)
+    if path == team.path:
+        raise UserError(f"{where}: '{name}' is this team itself; leave the key out")
+    lender = load_team(str(path))
+    if lender.lender:
+        raise UserError(f"{where}: '{name}' has students of {lender.lender.name}; name that team")
+    pairs = zip(team.robots, itertools.cycle(lender.robots))
+    robots = tuple(dataclasses.replace(robot, flies=twin) for robot, twin in pairs)
+    for robot, twin in zip(robots, itertools.cycle(lender.robots)):
+        for key, own, lent in (
+            ("sensors", _sizes(robot), _sizes(twin)),
+            ("actions", robot.agent.actions, twin.agent.actions),
+            ("safe_action", robot.safe_action, twin.safe_action),
+        ):
+            if own != lent:
+                raise UserError(
+                    f"{where}: '{name}': {key} of its {twin.name}: {lent} are not {robot.name}'s "
+                    f"{own}; name a team whose robots sense and act alike"
+                )
+    return dataclasses.replace(team, robots=robots, lender=lender)
+
+
+def _sizes(robot: Robot) -> list[tuple[str, int]]:
+    return [(block.name, block.size) for block in robot.blocks]
 
 
 def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -186,6 +231,15 @@ def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """Every robot's mapping laid over the mapping under `defaults`, if there is one."""
     defaults, robots = document.pop("defaults", {}), document.get("robots")
+    if isinstance(robots, int):
+        agents = make_task(str(document.get("task", "")), f"{path}: task").spec.agents
+        if robots != len(agents):
+            raise UserError(
+                f"{path}: robots: {robots} is not {len(agents)}, the number of agents of "
+                f"{document['task']}; correct it"
+            )
+        robots = {f"robot_{i}": {"agent": agent.name} for i, agent in enumerate(agents)}
+        document["robots"] = robots
     if not isinstance(defaults, Mapping):
         raise UserError(f"{path}: defaults: expected a mapping of robots' keys, got {defaults!r}")
     if isinstance(robots, Mapping):
@@ -236,7 +290,7 @@ def load_bundles(
     """
     refuse_missing_bundles(team, folder)
     return [
-        _load_bundle(robot, team, folder / robot.name, trust.get(robot.name, NO_TRUST))
+        _load_bundle(robot, team, folder / robot.bundle, trust.get(robot.name, NO_TRUST))
         for robot in team.robots
     ]
 
@@ -244,22 +298,24 @@ def load_bundles(
 def refuse_missing_bundles(team: Team, folder: Path) -> None:
     """Raise a `UserError` if a robot of a team has no bundle in a folder."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; run 'kdmarl distil --team {team.name}' first")
+        raise UserError(
+            f"{folder}: no such folder; run 'kdmarl distil --team {team.students.name}' first"
+        )
     present = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
-    for robot in team.robots:
+    for robot in team.students.robots:
         if robot.name not in present:
             raise UserError(
                 f"{folder}: no bundle for robot '{robot.name}'; "
-                f"{did_you_mean(robot.name, present)} Otherwise distil {team.name} again"
+                f"{did_you_mean(robot.name, present)} Otherwise distil {team.students.name} again"
             )
 
 
 def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> BundlePolicy:
-    policy = load_policy(folder, trust, robot.name)
+    policy = load_policy(folder, trust, robot.bundle)
     manifest = policy.manifest
     pairs = {
-        "task": (manifest.task, team.task.spec.name),
-        "agent": (manifest.agent, robot.agent.name),
+        "task": (manifest.task, team.students.task.spec.name),
+        "agent": (manifest.agent, (robot.flies or robot).agent.name),
         "blocks": (
             [(block.name, block.size) for block in manifest.blocks],
             [(block.name, block.size) for block in robot.blocks],

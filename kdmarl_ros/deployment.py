@@ -17,9 +17,9 @@ from kdmarl_core.bundle import SECURITY, Manifest, Trust, admit
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.schema import read_yaml
-from kdmarl_core.team import Team, load_bundles, load_team, refuse_missing_bundles
+from kdmarl_core.team import Robot, Team, load_bundles, load_team, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
-from kdmarl_ros.parameters import PolicyParameters, check_values
+from kdmarl_ros.parameters import PolicyParameters, check_values, refuse_to_share
 from kdmarl_ros.safety import default_timeout_s
 from kdmarl_ros.security import trust
 from kdmarl_ros.sensor_map import SensorMap, load_map
@@ -75,6 +75,7 @@ class Process:
     parameters: dict[str, Value]
     enclave: str = ""  # its place in the keystore; empty: topics are not secured
     environment: Mapping[str, str] = field(default_factory=dict)  # beside what is inherited
+    hosted: tuple[Process, ...] = ()  # whose nodes are all in this one
 
     @property
     def label(self) -> str:
@@ -86,15 +87,22 @@ class Process:
         """The ROS arguments that name its enclave, if it has one."""
         return ["--enclave", f"/{self.enclave}"] if self.enclave else []
 
-    def command(self) -> list[str]:
-        """The command line that starts it with this interpreter."""
-        program = executable_prefix() / "lib" / PACKAGE / self.executable
-        command = [sys.executable, str(program), "--ros-args"]
+    def ros_arguments(self) -> list[str]:
+        """What its node is told, as ROS arguments."""
+        arguments = ["--ros-args"]
         if self.namespace:
-            command += ["-r", f"__ns:=/{self.namespace}"]
-        command += self.enclave_arguments
+            arguments += ["-r", f"__ns:=/{self.namespace}"]
+        arguments += self.enclave_arguments
         for key, value in self.parameters.items():
-            command += ["-p", f"{key}:={_as_yaml(value)}"]
+            arguments += ["-p", f"{key}:={_as_yaml(value)}"]
+        return arguments
+
+    def command(self, *more: str) -> list[str]:
+        """The command line that starts it with this interpreter; more ROS arguments come last."""
+        program = executable_prefix() / "lib" / PACKAGE / self.executable
+        command = [sys.executable, str(program), *self.ros_arguments(), *more]
+        for process in self.hosted:
+            command += ["--", *process.ros_arguments()]
         return command
 
 
@@ -108,12 +116,18 @@ class Deployment:
     results: Path
     recorder: Process | None = None
     warning: str = ""  # what the user must know although the swarm flies
+    host: Process | None = None  # of all robots; None: each has a process of its own
+
+    @property
+    def flying(self) -> tuple[Process, ...]:
+        """The processes that the robots are in."""
+        return (self.host,) if self.host else self.robots
 
     @property
     def processes(self) -> tuple[Process, ...]:
         """The recorder and robots first: the bridge waits for them."""
         recorder = (self.recorder,) if self.recorder else ()
-        return (*recorder, *self.robots, self.bridge)
+        return (*recorder, *self.flying, self.bridge)
 
 
 def plan_swarm(
@@ -127,6 +141,7 @@ def plan_swarm(
     overrides: Mapping[str, Value] = MappingProxyType({}),
     security: SecurityPlan = AS_CONFIGURED,
     recording: Path | None = None,
+    hosted: bool = False,
 ) -> Deployment:
     """Check everything that can be checked before anything starts, and list the processes.
 
@@ -140,6 +155,7 @@ def plan_swarm(
         overrides: parameters of every robot that win over its files.
         security: what is asked of bundles and of the middleware.
         recording: file that receives all messages of the run, if any.
+        hosted: all robots in one process, not each in its own.
 
     Raises:
         UserError: the team, a bundle, a parameter file or a keystore cannot be used, or security
@@ -152,7 +168,7 @@ def plan_swarm(
     names = [robot.name for robot in checked.robots]
     _refuse_strangers(files, names)
     told = {**overrides, **security.parameters()}
-    planned = [_robot(name, files, folder / name, told) for name in names]
+    planned = [_robot_of(robot, files, folder, told) for robot in checked.robots]
     policies = load_bundles(checked, folder, {robot.name: robot.trust for robot in planned})
     maps = {
         robot.name: sensor_map
@@ -188,13 +204,16 @@ def plan_swarm(
                 "recording": str(recording.absolute()),
             },
         )
-    deployment = Deployment(checked, processes, bridge, results, recorder)
+    host = _host(planned, security) if hosted else None
+    deployment = Deployment(checked, processes, bridge, results, recorder, host=host)
     if security.level != "enforce":
         return deployment
     keystore, warning = _keystore(sros2.team_rights(checked, maps), bridge, security)
+    enclosed = tuple(_enclosed(robot, keystore) for robot in processes)
     return replace(
         deployment,
-        robots=tuple(_enclosed(robot, keystore) for robot in processes),
+        robots=enclosed,
+        host=host and replace(host, hosted=enclosed),
         bridge=_enclosed(bridge, keystore),
         recorder=recorder and _enclosed(recorder, keystore),
         warning=warning,
@@ -249,10 +268,11 @@ def sensor_maps(team: Team, bundles: str, robots: str) -> dict[str, SensorMap]:
     """
     maps = {}
     for robot in team.robots:
-        bundle = _bundles_folder(team, bundles) / robot.name
-        planned = _robot(robot.name, Path(robots), bundle, {})
+        folder = _bundles_folder(team, bundles)
+        planned = _robot_of(robot, Path(robots), folder, {})
         if planned.given.sensor_map:
-            sensor_map = planned.sensor_map(admit(bundle, planned.trust, robot.name).manifest)
+            vouched = admit(folder / robot.bundle, planned.trust, robot.bundle)
+            sensor_map = planned.sensor_map(vouched.manifest)
             assert sensor_map is not None
             maps[robot.name] = sensor_map
     return maps
@@ -449,8 +469,32 @@ def _robot(name: str, files: Path, bundle: Path, overrides: Mapping[str, Value])
     return _Robot(name, parameters, given)
 
 
+def _robot_of(robot: Robot, files: Path, bundles: Path, told: Mapping[str, Value]) -> _Robot:
+    """A team's robot; one that flies another team's student is told whose bundle that is."""
+    borrowed = {"robot": robot.bundle} if robot.flies else {}
+    return _robot(robot.name, files, bundles / robot.bundle, {**borrowed, **told})
+
+
+def _host(robots: list[_Robot], security: SecurityPlan) -> Process:
+    """One process of all robots."""
+    if security.level == "enforce" and security.keystore:
+        raise UserError(
+            f"keystore: {security.keystore}: robots that are hosted in one process share its "
+            "rights, and none can be kept to its own topics; do not host them"
+        )
+    for robot in robots:
+        refuse_to_share(robot.given, robot.name)
+    return Process(
+        executable="policy_host",
+        name=topics.POLICY_HOST,
+        namespace="",
+        parameters={},
+        hosted=tuple(robot.process for robot in robots),
+    )
+
+
 def _bundles_folder(team: Team, given: str) -> Path:
-    return Path(given) if given else bundles_folder(team.name)
+    return Path(given) if given else bundles_folder(team.students.name)
 
 
 def _robots_folder(given: str) -> Path:

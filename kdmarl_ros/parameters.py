@@ -130,6 +130,22 @@ class PolicyParameters:
             )
 
 
+def refuse_to_share(given: PolicyParameters, where: str) -> None:
+    """Raise a `UserError` if a robot cannot share its process with others.
+
+    While one works, the others wait: what takes seconds is for a process of its own.
+    """
+    for name, value in (
+        ("sensor_map", given.sensor_map),  # its base brakes before its node ends
+        ("sole_publisher", given.sole_publisher),  # looks around for seconds
+    ):
+        if value:
+            raise UserError(
+                f"{where}: parameter {name}: '{value}' would hold up the other robots of the "
+                "process; leave it out, or do not host this team"
+            )
+
+
 @dataclass(frozen=True)
 class BlockParameters:
     """Parameters that each sensor block has, as `limits.velocity`."""

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,21 @@ DISCOVERY_S = 3.0  # after which peers of this machine are in the graph; 1 s was
 class PolicyNode(LifecycleNode):
     """`policy_node`: see the module's docstring; parameters in `PolicyParameters`."""
 
-    def __init__(self) -> None:
-        self._callback_group = MessagesFirst()  # before rclpy makes the node's services
-        super().__init__(topics.POLICY_NODE)
+    def __init__(
+        self, arguments: Sequence[str] | None = None, group: MessagesFirst | None = None
+    ) -> None:
+        """A node by the ROS arguments of its process, unless it is given its own.
+
+        Args:
+            arguments: ROS arguments of this node alone.
+            group: of all its entities.
+        """
+        self._callback_group = group or MessagesFirst()  # before rclpy makes the node's services
+        super().__init__(
+            topics.POLICY_NODE,
+            cli_args=None if arguments is None else list(arguments),
+            use_global_arguments=arguments is None,
+        )
         self._given = declare(self, PolicyParameters)
         self._namespace = self.get_namespace().strip("/")
         self._runtime: PolicyRuntime | None = None
@@ -98,22 +110,45 @@ class PolicyNode(LifecycleNode):
         """Spin until asked to stop; configure and activate first if autostart is set."""
         executor = SingleThreadedExecutor()
         executor.add_node(self)
-        if self._given.autostart:
-            self._autostart()
+        self.start()
         spinner = PunctualSpinner(executor)
         while not stop.requested:
-            try:
-                spinner.spin_once(self._callback_group.wait_s())
-            except Exception:
-                self._fail(traceback.format_exc())
+            self.safely(spinner.spin_once, self._callback_group.wait_s())
             self._callback_group.callback_done()
         spinner.close()
         executor.remove_node(self)
+
+    def start(self) -> None:
+        """Configure and activate, if autostart is set; a `UserError` if that cannot be done."""
+        if self._given.autostart:
+            self._autostart()
+
+    def safely(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do some of the node's work; what it raises ends in the safe action and is said."""
+        try:
+            work(*arguments)
+        except Exception:
+            self._fail(traceback.format_exc())
 
     def close(self) -> None:
         """Publish the safe action before the context goes."""
         if self._active:
             self.trigger_deactivate()
+
+    # What a process of several robots does in another way
+
+    def _await_delivery(self, seconds: float) -> None:
+        """Wait until what was published last has arrived, so long at most."""
+        self._action.wait_for_all_acked(Duration(seconds=seconds))
+
+    def _every(self, seconds: float, callback: Callable[[], None]) -> Callable[[], object]:
+        """Call again and again, in steady time; returns what ends that."""
+        timer = self.create_timer(seconds, callback, clock=self._steady)
+        return functools.partial(self.destroy_timer, timer)
+
+    def _when_due(self, decide: Callable[[], None]) -> None:
+        """The robot is to decide now."""
+        decide()
 
     # Transitions
 
@@ -163,6 +198,7 @@ class PolicyNode(LifecycleNode):
             return result
         except UserError as error:
             self._refusal = error
+            self._failure = f"cannot {what}: {error}"
             self.get_logger().error(f"cannot {what}: {error}")
         except Exception:
             self.get_logger().error(f"cannot {what}:\n{traceback.format_exc()}")
@@ -292,9 +328,7 @@ class PolicyNode(LifecycleNode):
                 threshold, post_callback=self._on_clock_jump
             )
             self._entities.append(jumps.unregister)
-        for callback, seconds in periods.items():
-            timer = self.create_timer(seconds, callback, clock=self._steady)
-            self._entities.append(functools.partial(self.destroy_timer, timer))
+        self._entities += [self._every(seconds, callback) for callback, seconds in periods.items()]
 
     def _activate(self) -> None:
         assert self._runtime is not None
@@ -312,6 +346,7 @@ class PolicyNode(LifecycleNode):
         self._readings = 0
         self._overruns.forget()
         self._last: Decision | None = None
+        self._failure = ""
         self._active = True
 
     def _deactivate(self) -> None:
@@ -322,7 +357,7 @@ class PolicyNode(LifecycleNode):
         self._send(self._runtime.safe("deactivated"))
         if self._body is not None:
             self._body.stop()
-        self._action.wait_for_all_acked(Duration(seconds=ACKNOWLEDGED_WITHIN_S))
+        self._await_delivery(ACKNOWLEDGED_WITHIN_S)
 
     def _cleanup(self) -> None:
         self._deactivate()
@@ -347,11 +382,16 @@ class PolicyNode(LifecycleNode):
         age_s = self._age_s(message) if self._given.stamps == "header" else 0.0
         if not runtime.receive(index, message.episode, message.step, message.data, now_s, age_s):
             return
-        if self._given.mode == "lock_step":
-            stamp = runtime.complete()
-            if stamp is not None:
-                self._watchdog.feed(now_s)
-                self._publish(runtime.decide(stamp, now_s))
+        if self._given.mode == "lock_step" and runtime.complete() is not None:
+            self._watchdog.feed(now_s)
+            self._when_due(self._decide_step)
+
+    def _decide_step(self) -> None:
+        if not self._active or self._runtime is None:
+            return
+        stamp = self._runtime.complete()
+        if stamp is not None:
+            self._publish(self._runtime.decide(stamp, time.monotonic()))
 
     def _age_s(self, message: FeatureBlock) -> float | None:
         stamp = message.header.stamp
@@ -375,7 +415,11 @@ class PolicyNode(LifecycleNode):
         now_s = time.monotonic()
         self._watch_clock(now_s)
         self._overruns.begin(now_s)
-        self._publish(self._runtime.decide_newest(now_s))
+        self._when_due(self._decide_newest)
+
+    def _decide_newest(self) -> None:
+        if self._active and self._runtime is not None:
+            self._publish(self._runtime.decide_newest(time.monotonic()))
 
     def _check_watchdog(self) -> None:
         if not self._active or self._runtime is None:
@@ -522,7 +566,7 @@ class PolicyNode(LifecycleNode):
         self._diagnostics = self.create_publisher(
             DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=NO_EVENTS
         )
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=self._steady)
+        self._every(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
 
     def _publish_diagnostics(self) -> None:
         now_s = time.monotonic()

@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kdmarl_core.bundle import ACTION_MASK, BundlePolicy
 from kdmarl_ros.inputs import NEVER, Input, InputRules, Stamp
@@ -103,6 +104,11 @@ class PolicyRuntime:
     def policy(self) -> BundlePolicy:
         """The policy in use."""
         return self._policy
+
+    @property
+    def observation(self) -> npt.NDArray[np.float32]:
+        """What the policy would decide on now."""
+        return self._observation
 
     def replace(self, policy: BundlePolicy) -> None:
         """Use another policy of the same inputs and actions, from its initial state."""

@@ -67,8 +67,8 @@ class RecorderNode(Node):
             for name, kind, offered in self._topics
         ]
         manifests = {
-            name: (Path(given.bundles) / name / MANIFEST).read_text(encoding="utf-8")
-            for name in names
+            robot.name: (Path(given.bundles) / robot.bundle / MANIFEST).read_text(encoding="utf-8")
+            for robot in team.robots
         }
         self._heard: list[Subscription[Any]] = []
         self._count = 0

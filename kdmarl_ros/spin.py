@@ -17,7 +17,6 @@ from typing import Protocol
 
 import rclpy
 from rclpy.callback_groups import CallbackGroup
-from rclpy.executors import Executor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
@@ -95,6 +94,10 @@ class MessagesFirst(CallbackGroup):
         self._flooding.add(subscription)
         return True
 
+    def resting(self, subscription: object) -> bool:
+        """Whether a topic floods and rests."""
+        return subscription in self._flooding
+
     def callback_done(self) -> None:
         """A callback has run, or the wait has timed out."""
         # A turn is counted in callbacks so that even a slow robot gets through all that was ready
@@ -129,6 +132,16 @@ class MessagesFirst(CallbackGroup):
         """Nothing to release."""
 
 
+class Spinning(Protocol):
+    """What `PunctualSpinner` needs of an executor."""
+
+    def spin_once(self, timeout_sec: float) -> None:
+        """Wait for so long at most, and do what has come."""
+
+    def wake(self) -> None:
+        """End a wait, from another thread."""
+
+
 class PunctualSpinner:
     """Spins an executor whose waits end in time even if the system's clock is set meanwhile.
 
@@ -136,7 +149,7 @@ class PunctualSpinner:
     would wait for an hour, and no timer would run. A thread that goes by steady time wakes it.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Spinning) -> None:
         self._executor = executor
         self._due_s = math.inf
         self._closed = threading.Event()
@@ -147,7 +160,7 @@ class PunctualSpinner:
         """As the executor's own, with the wait's end guarded."""
         self._due_s = time.monotonic() + timeout_s + OVERDUE_S
         try:
-            self._executor.spin_once(timeout_sec=timeout_s)
+            self._executor.spin_once(timeout_s)
         finally:
             self._due_s = math.inf
 

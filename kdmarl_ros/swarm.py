@@ -1,4 +1,4 @@
-"""Running a deployment: one process per robot and the bridge, watched until the last episode."""
+"""Running a deployment: the robots' processes and the bridge, watched until the last episode."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _end(children: list[subprocess.Popen[bytes]]) -> None:
 def _refuse_dead_robots(
     deployment: Deployment, children: dict[str, subprocess.Popen[bytes]], logs: Path
 ) -> None:
-    for process in deployment.robots:
+    for process in deployment.flying:
         if children[process.label].poll() is not None:
             raise _ended(process, children[process.label], logs)
 

@@ -24,6 +24,7 @@ CLOCK = "/clock"  # absolute by ROS convention
 DIAGNOSTICS = "/diagnostics"  # absolute by ROS convention
 
 POLICY_NODE = "policy"
+POLICY_HOST = "policy_host"  # a process of several; no node of its own
 BRIDGE_NODE = "bridge"
 RECORDER_NODE = "recorder"
 

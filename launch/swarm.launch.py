@@ -5,6 +5,7 @@ from typing import Any
 
 from launch.actions import (
     DeclareLaunchArgument,
+    ExecuteProcess,
     IncludeLaunchDescription,
     LogInfo,
     OpaqueFunction,
@@ -38,6 +39,7 @@ ARGUMENTS = (
     ("use_sim_time", "false", "robots stamp with the time of /clock, which the bridge publishes"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("respawn", "false", "start a robot's node again when it ends"),
+    ("hosted", "false", "all robots in one process, for a fleet"),
     ("record", "false", f"record all messages into {RECORDING} beside the results"),
     *LAUNCH_SECURITY,
 )
@@ -70,6 +72,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         overrides=launch_overrides(given["rate"], given["use_sim_time"]),
         security=launch_security(given),
         recording=results.with_name(RECORDING) if record else None,
+        hosted=launch_switch("hosted", given["hosted"]),
     )
     robots = [
         IncludeLaunchDescription(
@@ -82,6 +85,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         )
         for process in deployment.robots
     ]
+    if deployment.host:
+        command = deployment.host.command("--log-level", given["log_level"])
+        respawn = launch_switch("respawn", given["respawn"])
+        robots = [ExecuteProcess(cmd=command, respawn=respawn, output="screen")]
     bridge = _node(
         deployment.bridge,
         given["log_level"],

@@ -41,7 +41,7 @@ def test_every_team_has_its_teacher():
     assert {team.teacher for team in teams} - shipped == WITHOUT_TEACHER
     for team in teams:
         if team.teacher in shipped:
-            load_teacher(find_teacher(team.teacher), team.task.spec)
+            load_teacher(find_teacher(team.teacher), team.students.task.spec)
 
 
 def test_every_robot_has_its_parameters():

@@ -14,7 +14,7 @@ from kdmarl_core.bundle.manifest import (
     read_bundle,
     write_bundle,
 )
-from kdmarl_core.bundle.policy import BundlePolicy, load_policy
+from kdmarl_core.bundle.policy import BundlePolicy, load_policy, think_ahead
 from kdmarl_core.bundle.signing import NO_TRUST, SECURITY, Security, Trust, admit
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "admit",
     "load_policy",
     "read_bundle",
+    "think_ahead",
     "write_bundle",
 ]

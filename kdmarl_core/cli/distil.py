@@ -110,11 +110,16 @@ def run_distil(
         measure,
         write_team,
     )
+    from kdmarl_core.errors import UserError
     from kdmarl_core.files import bundles_folder, refuse_existing
     from kdmarl_core.teacher.teacher import find_teacher, load_bound, load_teacher
     from kdmarl_core.team import load_team
 
     team = load_team(team_name)
+    if team.lender:
+        raise UserError(
+            f"{team.path}: students: its robots fly those of {team.lender.name}; distil that team"
+        )
     if teacher:
         team = dataclasses.replace(team, teacher=teacher)
     how = load_recipe(recipe or team.recipe, changes, without)

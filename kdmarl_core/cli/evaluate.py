@@ -31,8 +31,8 @@ def add_command(commands: Any) -> None:
         "--players",
         nargs="+",
         choices=PLAYERS,
-        default=list(PLAYERS),
-        help="who plays (default: all, which gives the retention)",
+        help="who plays (default: all, which gives the retention; of a team that flies another "
+        "one's students, all but the teacher)",
     )
     parser.add_argument("--episodes", type=positive, default=1000, help="each (default 1000)")
     add_seed(parser)
@@ -47,7 +47,9 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.team import load_team
 
     team = load_team(arguments.team)
-    players = {name: _player(name, arguments, team) for name in dict.fromkeys(arguments.players)}
+    default = [name for name in PLAYERS if not (team.lender and name == "teacher")]
+    names = dict.fromkeys(arguments.players or default)
+    players = {name: _player(name, arguments, team) for name in names}
     env = team.task.make_reference()
     played: dict[str, list[Episode]] = {}
     with progress_bar() as bar:
@@ -97,7 +99,9 @@ def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
     if name == "random":
         return RandomPlayer()
     if name == "students":
-        folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
+        folder = (
+            Path(arguments.bundles) if arguments.bundles else bundles_folder(team.students.name)
+        )
         return BundlePlayer(load_bundles(team, folder), team)
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher

@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
 def list_tasks(arguments: argparse.Namespace) -> None:
     """Print every task's description, from the same source as masks, topics and manifests."""
     from kdmarl_core.tasks import make_task, task_names
-    from kdmarl_core.tasks.registry import OPEN_FAMILIES
+    from kdmarl_core.tasks.registry import OPEN_FAMILIES, OPEN_TASKS
 
     specs = [make_task(name).spec for name in arguments.tasks or task_names()]
     if arguments.json:
@@ -48,5 +48,6 @@ def list_tasks(arguments: argparse.Namespace) -> None:
         title = f"{spec.name}: {spec.episode_steps} steps at {spec.rate_hz:g} Hz"
         print_table(title, ["agent", "blocks", "actions"], rows)
     if not arguments.tasks:
-        patterns = ", ".join(family.pattern for family in OPEN_FAMILIES.values())
+        families = [*OPEN_TASKS.values(), *OPEN_FAMILIES.values()]
+        patterns = ", ".join(family.pattern for family in families)
         print(f"Also {patterns}; with options: '<task>?<option>=<value>&<option>=<value>'")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kdmarl_core.errors import unknown
-from kdmarl_core.tasks.blocks import Block
+from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.tasks.blocks import Block, block_columns
 from kdmarl_core.tasks.jaxmarl import import_quietly
 from kdmarl_core.tasks.opponent import Layers, Match, Opponent, greedy, load_opponent
 from kdmarl_core.tasks.task import (
@@ -21,6 +21,7 @@ from kdmarl_core.tasks.task import (
     BatchEnv,
     BatchStep,
     Entity,
+    Floats,
     Integers,
     Outcome,
     ReferenceEnv,
@@ -31,34 +32,80 @@ from kdmarl_core.tasks.task import (
 EPISODE_STEPS = 25
 RATE_HZ = 10.0  # the simulators integrate with a time step of 0.1 s
 MOVES = ("stay", "left", "right", "down", "up")
+SPREAD_OF = "mpe/simple_spread_"
+SEEN = 3  # landmarks that one of many robots sees; robots: one less
+MOST_ROBOTS = 1000
 
 
-def simple_spread(num_agents: int = 3) -> MpeTask:
-    """`num_agents` robots cover as many landmarks without bumping into each other."""
-    blocks = (
+def simple_spread() -> MpeTask:
+    """Three robots cover three landmarks without bumping into each other."""
+    return _spread("simple_spread", _spread_layout(3), 3)
+
+
+def simple_spread_of(name: str, where: str) -> MpeTask:
+    """`mpe/simple_spread_<robots>`: many robots, each of which sees what is nearest to it.
+
+    The nearest landmarks and robots, nearest first, are as many as in `simple_spread`, so that its
+    students can fly here, too.
+
+    Raises:
+        UserError: the name does not end in a number of robots that can be.
+    """
+    given = name.removeprefix(SPREAD_OF)
+    if not (given.isdecimal() and SEEN < int(given) <= MOST_ROBOTS and given[0] != "0"):
+        raise UserError(
+            f"{where}: '{given}' must be a number of robots from {SEEN + 1} to {MOST_ROBOTS}; "
+            f"write {SPREAD_OF}30, or mpe/simple_spread for three"
+        )
+    robots = int(given)
+    columns = block_columns(_spread_layout(robots))
+    blocks = tuple(block for block in _spread_layout(SEEN) if block.name != "messages")
+
+    def sense(observation: Any) -> list[Any]:
+        parts = [(observation[columns[block.name]], block.size) for block in blocks]
+        return [_nearest(part, size // 2) if len(part) > size else part for part, size in parts]
+
+    return _spread(name.removeprefix("mpe/"), blocks, robots, sense)
+
+
+def _spread_layout(robots: int) -> tuple[Block, ...]:
+    """The scenario's own observation."""
+    return (
         Block("velocity", 2, "m/s", "own velocity x, y"),
         Block("position", 2, "m", "own position x, y"),
-        Block("landmarks", 2 * num_agents, "m", "landmarks relative to the robot, x, y each"),
-        Block(
-            "others", 2 * (num_agents - 1), "m", "other robots relative to the robot, x, y each"
-        ),
+        Block("landmarks", 2 * robots, "m", "landmarks relative to the robot, x, y each"),
+        Block("others", 2 * (robots - 1), "m", "other robots relative to the robot, x, y each"),
         Block(
             "messages",
-            2 * (num_agents - 1),
+            2 * (robots - 1),
             "1",
             "the scenario's silent channel: always zero",
-            idle=tuple(range(2 * (num_agents - 1))),
+            idle=tuple(range(2 * (robots - 1))),
         ),
     )
-    agents = tuple(AgentSpec(f"agent_{i}", blocks, MOVES) for i in range(num_agents))
-    name = "simple_spread" if num_agents == 3 else f"simple_spread_{num_agents}"
+
+
+def _spread(
+    name: str,
+    blocks: tuple[Block, ...],
+    robots: int,
+    sense: Callable[[Any], list[Any]] | None = None,
+) -> MpeTask:
+    agents = tuple(AgentSpec(f"agent_{i}", blocks, MOVES) for i in range(robots))
     return MpeTask(
         spec=_spec(name, agents),
         mpe2_module="simple_spread_v3",
-        mpe2_options={"N": num_agents},
+        mpe2_options={"N": robots},
         jaxmarl_class="SimpleSpreadMPE",
-        jaxmarl_options={"num_agents": num_agents, "num_landmarks": num_agents},
+        jaxmarl_options={"num_agents": robots, "num_landmarks": robots},
+        sense=sense,
     )
+
+
+def _nearest(offsets: Any, count: int) -> Any:
+    """Of offsets x, y each, the shortest so many, shortest first; of numpy or of JAX."""
+    pairs = offsets.reshape(-1, 2)
+    return pairs[(pairs**2).sum(-1).argsort()[:count]].reshape(-1)
 
 
 def simple_speaker_listener() -> MpeTask:
@@ -160,6 +207,8 @@ class MpeTask:
     jaxmarl_class: str
     jaxmarl_options: Mapping[str, Any]
     opponent: Opponent | None = None  # plays frozen
+    # The blocks, from the simulator's own observation; None: they are what it consists of.
+    sense: Callable[[Any], list[Any]] | None = None
 
     def make_batch(self, num_envs: int) -> BatchEnv:
         """JaxMARL's simulator, jitted and vectorised."""
@@ -233,6 +282,10 @@ class _JaxEpisodes:
             )
 
         def show(observations: Mapping[str, Any], clock: Any) -> tuple[Any, Any]:
+            if task.sense:
+                observations = {
+                    name: jnp.concatenate(task.sense(seen)) for name, seen in observations.items()
+                }
             own = [observations[agent.name] for agent in task.spec.agents]
             padded = [pad(observations, side) for side in sides]
             return padded, jnp.concatenate([*own, clock[None]])
@@ -309,6 +362,7 @@ class _Mpe2Episode:
     def __init__(self, task: MpeTask) -> None:
         module = importlib.import_module(f"mpe2.{task.mpe2_module}")
         self._env = module.parallel_env(max_cycles=EPISODE_STEPS, **task.mpe2_options)
+        self._sense = task.sense
         self._names = [agent.name for agent in task.spec.agents]
         self._masks = tuple(np.ones(len(agent.actions), np.bool_) for agent in task.spec.agents)
         self._frozen = {}
@@ -345,6 +399,10 @@ class _Mpe2Episode:
             for item in (*world.agents, *world.landmarks)
         ]
 
+    def _sensed(self, observation: Any) -> Floats:
+        own = np.concatenate(self._sense(observation)) if self._sense else observation
+        return np.asarray(own, np.float32)
+
     def _kind(self, name: str) -> str:
         if name in self._frozen:
             return "enemy"
@@ -352,6 +410,6 @@ class _Mpe2Episode:
 
     def _view(self, observations: Mapping[str, Any]) -> View:
         self._seen = observations
-        own = tuple(np.asarray(observations[name], np.float32) for name in self._names)
+        own = tuple(self._sensed(observations[name]) for name in self._names)
         clock = np.array([self._steps / EPISODE_STEPS], np.float32)
         return View(own, np.concatenate([*own, clock]), self._masks)

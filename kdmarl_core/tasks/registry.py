@@ -28,6 +28,12 @@ OPEN_FAMILIES: Mapping[str, OpenFamily] = {
 }
 
 
+# Tasks of which there is one per number: what their names begin with.
+OPEN_TASKS: Mapping[str, OpenFamily] = {
+    mpe.SPREAD_OF: OpenFamily(f"{mpe.SPREAD_OF}<robots>", mpe.simple_spread_of),
+}
+
+
 def task_names() -> list[str]:
     """Every task of the families that list theirs, sorted."""
     return sorted(f"{family}/{name}" for family, tasks in FAMILIES.items() for name in tasks())
@@ -45,6 +51,9 @@ def make_task(name: str, where: str = "") -> Task:
         if not short:
             raise UserError(f"{place}: not a whole name; write {OPEN_FAMILIES[family].pattern}")
         return OPEN_FAMILIES[family].make(name, place)
+    for begin, tasks in OPEN_TASKS.items():
+        if name.startswith(begin):
+            return tasks.make(name, f"{where}: {name}" if where else name)
     makers = FAMILIES[family]() if family in FAMILIES else {}
     if short not in makers:
         raise unknown("task", name, task_names(), where)

@@ -41,6 +41,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--record", action="store_true", help="record all messages into recording.mcap"
     )
+    parser.add_argument(
+        "--hosted", action="store_true", help="all robots in one process, for a fleet"
+    )
     add_security(parser)
     parser.add_argument("--resume", action="store_true", help="go on behind the last episode")
     add_seed(parser)
@@ -90,6 +93,7 @@ def swarm_command(arguments: argparse.Namespace) -> None:
         ),
         record=arguments.record,
         rate=arguments.rate,
+        hosted=arguments.hosted,
     )
     if arguments.json:
         print_json(figures)
@@ -110,6 +114,7 @@ def fly_team(
     security: SecurityPlan | None = None,
     record: bool = False,
     rate: float | None = None,
+    hosted: bool = False,
 ) -> tuple[list[EpisodeResult], dict[str, Any]]:
     """Fly a team with a live line; returns its finished episodes and their figures.
 
@@ -134,6 +139,7 @@ def fly_team(
         overrides={} if rate is None else {"rate_hz": rate},
         security=security or AS_CONFIGURED,
         recording=folder / RECORDING if record else None,
+        hosted=hosted,
     )
     if deployment.warning:
         warn(deployment.warning)
