@@ -21,6 +21,7 @@ from kdmarl_core.team import Robot
 
 ECHO = Path(__file__).with_name("echo.py")
 END_GRACE_S = 5.0
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of a page's table
 Layout = dict[str, dict[str, int]]  # robot -> block -> number of values
 
 
@@ -128,3 +129,14 @@ def show(title: str, figures: Sequence[Figure], *, as_json: bool) -> None:
     else:
         header = ["figure", "median", "least ... most", "goal", ""]
         print_table(title, header, [figure.as_row() for figure in figures])
+
+
+def write_table(page: Path, header: list[str], rows: list[list[str]]) -> None:
+    """The table, and how busy the machine was, between a page's markers."""
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    load = f"Load of the machine at the end: {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores."
+    text = page.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(f"{before}{BEGIN}\n{table}\n\n{load}\n{END}{after}")

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
-from common import leave_other_robots_alone
+from common import leave_other_robots_alone, write_table
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import SingleThreadedExecutor
@@ -48,7 +48,6 @@ PATIENCE_S = 30.0
 FROZEN_AFTER = 20  # equal messages
 MEMORY_EVERY = 1000  # steps
 PAGE = Path("docs/reliability.md")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 class Driver(Node):
@@ -187,7 +186,7 @@ def measure(arguments: argparse.Namespace) -> None:
     header = ["fault", "rows", "trials", "p50, ms", "p99, ms", "max, ms", "goal, ms", ""]
     _print("Time to the safe action", header, rows, as_json=arguments.json)
     if arguments.write:
-        _write(header, rows)
+        write_table(PAGE, header, rows)
 
 
 def _trials(fault: Fault, driver: Driver, process: Process, trials: int) -> list[float]:
@@ -412,17 +411,6 @@ def _print(title: str, header: list[str], rows: list[list[str]], *, as_json: boo
         print_json([dict(zip(header, row, strict=True)) for row in rows])
     else:
         print_table(title, header, rows)
-
-
-def _write(header: list[str], rows: list[list[str]]) -> None:
-    """The table, and how busy the machine was, between the page's markers."""
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    load = f"Load of the machine at the end: {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores."
-    text = PAGE.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{load}\n{END}{after}")
 
 
 if __name__ == "__main__":

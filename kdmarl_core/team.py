@@ -231,12 +231,13 @@ def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """Every robot's mapping laid over the mapping under `defaults`, if there is one."""
     defaults, robots = document.pop("defaults", {}), document.get("robots")
-    if isinstance(robots, int):
-        agents = make_task(str(document.get("task", "")), f"{path}: task").spec.agents
+    task = document.get("task")
+    if isinstance(task, str) and isinstance(robots, int) and not isinstance(robots, bool):
+        agents = make_task(task, f"{path}: task").spec.agents
         if robots != len(agents):
             raise UserError(
                 f"{path}: robots: {robots} is not {len(agents)}, the number of agents of "
-                f"{document['task']}; correct it"
+                f"{task}; correct it"
             )
         robots = {f"robot_{i}": {"agent": agent.name} for i, agent in enumerate(agents)}
         document["robots"] = robots

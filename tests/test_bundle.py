@@ -31,6 +31,7 @@ from kdmarl_core.bundle import (
     StudentEntry,
     load_policy,
     read_bundle,
+    think_ahead,
     write_bundle,
 )
 from kdmarl_core.errors import UserError
@@ -120,6 +121,45 @@ def test_a_mask_does_not_hide_an_output_that_is_not_finite():
 
 def recurrent(state_size=4, **changes):
     return make_manifest(student=StudentEntry("gru", 4, 0, 0, state_size), **changes)
+
+
+def policies_of(manifest, seeds):
+    """One policy per seed of its weights."""
+    models = {seed: make_model(manifest, seed) for seed in set(seeds)}
+    return [BundlePolicy(manifest, models[seed]) for seed in seeds]
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_thinking_together_is_thinking_alone(memory):
+    manifest = recurrent() if memory else FITTING
+    seeds = [0, 1, 0, 0]  # three fly the same model, one another
+    alone, together = policies_of(manifest, seeds), policies_of(manifest, seeds)
+    rng = np.random.default_rng(0)
+    for step in range(6):
+        observations = rng.normal(size=(4, manifest.observation_size)).astype(np.float32)
+        if step == 3:
+            alone[2].reset()
+            together[2].reset()
+        think_ahead(zip(together, observations, strict=True))
+        for one, other, observation in zip(alone, together, observations, strict=True):
+            np.testing.assert_allclose(
+                other.logits(observation), one.logits(observation), rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_what_was_thought_ahead_is_no_answer_to_anything_else(memory):
+    manifest = recurrent() if memory else FITTING
+    [alone], together = policies_of(manifest, [0]), policies_of(manifest, [0, 0])
+    first, second = np.eye(manifest.observation_size, dtype=np.float32)[:2]
+    if memory:
+        alone.logits(first)
+        alone.reset()
+    think_ahead((policy, first) for policy in together)
+    np.testing.assert_array_equal(together[0].logits(second), alone.logits(second))
+    together[1].reset()
+    alone.reset()
+    np.testing.assert_array_equal(together[1].logits(first), alone.logits(first))
 
 
 def test_memory_lasts_until_it_is_reset():

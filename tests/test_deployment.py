@@ -348,3 +348,29 @@ def test_a_robot_with_a_bad_name_or_rate(deployment, refusal):
     assert "'robot 1'" in refusal(plan_robot, "robot 1", bundle="bundles/robot_1")
     message = refusal(plan, overrides=launch_overrides("-3", "false"))
     assert "rate_hz: -3.0 is not between" in message
+
+
+def test_hosted_robots_are_told_what_they_are_told_alone(deployment):
+    hosted = plan(hosted=True)
+    assert hosted.robots == deployment.robots
+    assert [process.label for process in hosted.processes] == ["policy_host", "bridge"]
+    command = hosted.host.command()
+    for robot in deployment.robots:
+        own = robot.ros_arguments()
+        at = command.index(own[2]) - 2
+        assert command[at - 1 : at + len(own)] == ["--", *own]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"sole_publisher": True}, ["robot_1", "sole_publisher", "True"])],
+)
+def test_what_holds_others_up_is_not_hosted(deployment, tmp_path, refusal, values, words):
+    folder = tmp_path / "robots"
+    write_parameters(folder / "all.yaml")
+    for name in NAMES:
+        own = values if name == "robot_1" else {}
+        write_parameters(folder / f"{name}.yaml", f"/{name}/policy", **own)
+    line = refusal(plan, hosted=True, robots="robots")
+    for word in words:
+        assert word in line

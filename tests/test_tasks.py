@@ -9,8 +9,9 @@ from kdmarl_core.tasks import block_columns, make_task, select_blocks, select_co
 from kdmarl_core.tasks.opponent import greedy, load_opponent
 
 ENVS = 6
-# Of the families that make a task of any environment that there is.
+# Of the families that make a task of any environment that there is, or of any number.
 FOREIGN = [
+    "mpe/simple_spread_5",
     "pettingzoo/mpe2.simple_reference_v3",
     "pettingzoo/pettingzoo.sisl.pursuit_v5?max_cycles=12&n_pursuers=3",
     "pettingzoo/foreign_envs:Corridors?episode_steps=9",
@@ -305,6 +306,70 @@ def test_mpe_batch_equals_mpe2_step_by_step(name):
                 joint = [*np.concatenate([observed[name] for name in names]), step / 25]
                 np.testing.assert_allclose(now.state[env], joint, atol=1e-4)
     assert bumps > 20 or "spread" not in module  # bumping was part of what was compared
+
+
+def nearest_first(offsets, count):
+    pairs = sorted(offsets.reshape(-1, 2).tolist(), key=lambda pair: np.hypot(*pair))
+    return np.array(pairs[:count]).ravel()
+
+
+def as_one_of_many_sees(observed, robots):
+    """By hand, from `mpe2`'s own observation: motion, then the nearest three and two."""
+    motion, landmarks, others = np.split(observed[: 4 * robots + 2], [4, 4 + 2 * robots])
+    return np.concatenate([motion, nearest_first(landmarks, 3), nearest_first(others, 2)])
+
+
+def test_many_robots_see_what_is_nearest_in_mpe2():
+    robots = 5
+    reference = make_task(f"mpe/simple_spread_{robots}").make_reference()
+    judge = importlib.import_module("mpe2.simple_spread_v3").parallel_env(N=robots, max_cycles=25)
+    rng = np.random.default_rng(0)
+    observed, _ = judge.reset(seed=5)
+    shown, done = reference.reset(5), False
+    while not done:
+        for seen, own in zip(shown.observations, observed.values(), strict=True):
+            np.testing.assert_allclose(seen, as_one_of_many_sees(own, robots), rtol=1e-6)
+        actions = rng.integers(5, size=robots).tolist()
+        observed, rewards, *_ = judge.step(dict(zip(judge.agents, actions, strict=True)))
+        shown, reward, done, _ = reference.step(actions)
+        assert reward == pytest.approx(np.mean(list(rewards.values())), abs=1e-12)
+
+
+def test_many_robots_in_the_batch_are_those_of_mpe2():
+    robots, task = 4, make_task("mpe/simple_spread_4")
+    columns = block_columns(task.spec.agents[0].blocks)
+    batch, rng, compared = task.make_batch(ENVS), np.random.default_rng(0), 0
+    now = batch.reset(11)
+    judges = {}
+    for env, observations in enumerate(now.observation):
+        spots = observations[:, None, columns["position"]] + observations[
+            :, columns["landmarks"]
+        ].reshape(robots, 3, 2)
+        landmarks = np.unique(spots.reshape(-1, 2).round(4), axis=0)
+        if len(landmarks) != robots:  # one is nobody's nearest, or rounding tells one twice
+            continue
+        judges[env] = judge = importlib.import_module("mpe2.simple_spread_v3").parallel_env(
+            N=robots, max_cycles=25
+        )
+        judge.reset(seed=0)
+        for agent, observation in zip(judge.unwrapped.world.agents, observations, strict=True):
+            agent.state.p_pos = observation[columns["position"]].astype(np.float64)
+            agent.state.p_vel = observation[columns["velocity"]].astype(np.float64)
+        for landmark, spot in zip(judge.unwrapped.world.landmarks, landmarks, strict=True):
+            landmark.state.p_pos = spot.astype(np.float64)
+    for _ in range(24):
+        actions = crowded_actions(now.observation, rng)
+        now = batch.step(actions)
+        for env, judge in judges.items():
+            named = dict(zip(judge.agents, map(int, actions[env]), strict=True))
+            observed, rewards, *_ = judge.step(named)
+            assert now.reward[env] == pytest.approx(np.mean(list(rewards.values())), abs=2e-3)
+            for seen, own in zip(now.observation[env], observed.values(), strict=True):
+                expected = as_one_of_many_sees(own, robots)
+                compared += 1
+                # Two that are equally near may be told in either order.
+                np.testing.assert_allclose(np.sort(seen), np.sort(expected), atol=2e-3)
+    assert compared > 24 * robots
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -129,3 +129,38 @@ def test_a_teams_record_changes_with_what_its_students_can_learn(load, path, val
     assert load(document).record() != load(TEAM_FILE).record()
     safe = changed(TEAM_FILE, "robots.robot_1.safe_action", "up")
     assert load(safe).record() == load(TEAM_FILE).record()
+
+
+def test_a_number_of_robots_is_one_for_every_agent(load):
+    team = load({"base": "simple_spread_30", "task": "mpe/simple_spread_5", "robots": 5})
+    assert [robot.name for robot in team.robots] == [f"robot_{i}" for i in range(5)]
+    assert [robot.agent.name for robot in team.robots] == [f"agent_{i}" for i in range(5)]
+
+
+def test_students_of_another_team_fly_in_turn(load):
+    team = load({"base": "simple_spread_30", "task": "mpe/simple_spread_5", "robots": 5})
+    assert [r.bundle for r in team.robots] == [f"robot_{i}" for i in (0, 1, 2, 0, 1)]
+    assert team.students.name == "simple_spread"
+    assert SPREAD.students is SPREAD
+    assert [robot.bundle for robot in SPREAD.robots] == [robot.name for robot in SPREAD.robots]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"robots": 29}, ["robots: 29 is not 30", "mpe/simple_spread_30"]),
+        ({"students": "simple_spred"}, ["students", "did you mean simple_spread"]),
+        ({"students": "simple_spread_30"}, ["students", "simple_spread", "name that team"]),
+        (
+            {"students": "simple_speaker_listener"},
+            ["students: 'simple_speaker_listener'", "('goal', 3)", "robot_0"],
+        ),
+        ({"defaults": {"sensors": ["position"]}}, ["students", "sensors", "[('position', 2)]"]),
+        ({"task": "mpe/simple_spread_2"}, ["task", "'2'", "from 4 to 1000"]),
+        ({"task": "mpe/simple_spread_many"}, ["'many'", "mpe/simple_spread_30"]),
+    ],
+)
+def test_fleets_that_cannot_be(load, refusal, document, words):
+    line = refusal(load, {"base": "simple_spread_30", **document})
+    for word in words:
+        assert word in line
