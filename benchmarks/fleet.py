@@ -1,8 +1,8 @@
 """How many robots a machine carries: a process per robot against all robots hosted in one.
 
-This process plays the sensors: at every step of 10 Hz it sends all robots a whole step and hears
-their answers. What is measured are the robots alone, which is why no simulator takes part: `mpe2`
-itself needs half a second for a step of a hundred robots.
+This process plays the sensors: at a rate, 10 Hz unless told otherwise, it sends all robots a whole
+step and hears their answers. What is measured are the robots alone, which is why no simulator
+takes part: `mpe2` itself needs half a second for a step of a hundred robots.
 
 A robot holds the rate if it answers every step before the next one. CPU and memory are those of
 the robots' processes; shared pages are counted by their share (PSS).
@@ -36,14 +36,13 @@ from kdmarl_ros import qos, topics
 from kdmarl_ros.deployment import Deployment, plan_swarm
 from kdmarl_ros.msg import AgentAction, FeatureBlock
 
-RATE_HZ = 10.0
 HELD = 0.99  # share of the steps that every robot must answer in time
 FLEETS = (3, 10, 30, 100)
 HOSTED, APART = "hosted", "process per robot"
 PROCESS_MB = 40.0  # of a robot's own, about; to see beforehand what does not fit
 PROCESSES_PER_CORE = 25  # more would not hold the rate, and start for minutes
 DISCOVERY_S = 240.0  # for a hundred robots on a busy machine
-WARM_UP_STEPS = 50
+WARM_UP_S = 5.0
 PAGE = Path("docs/fleet.md")
 HEADER = [
     "robots",
@@ -54,7 +53,7 @@ HEADER = [
     "PSS per robot, MB",
     "p50, ms",
     "p99, ms",
-    "10 Hz",
+    "rate",
 ]
 
 
@@ -67,6 +66,7 @@ def main() -> int:
     parser.add_argument(
         "--ways", nargs="+", choices=(APART, HOSTED), default=[APART, HOSTED], help="default both"
     )
+    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="default 10")
     parser.add_argument("--seconds", type=positive, default=20, help="of each (default 20)")
     parser.add_argument(
         "--bundles", default="", metavar="DIR", help="default runs/bundles/simple_spread"
@@ -87,7 +87,7 @@ def measure(arguments: argparse.Namespace) -> None:
             if reason:
                 row += [f"not run: {reason}", *[""] * (len(HEADER) - 3)]
             else:
-                row += _fly(robots, way, arguments.bundles, arguments.seconds)
+                row += _fly(robots, way, arguments)
             print(f"{robots} robots, {way}: done", file=sys.stderr)
             rows.append(row)
     if arguments.write:
@@ -95,7 +95,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json([dict(zip(HEADER, row, strict=True)) for row in rows])
     else:
-        print_table(f"Fleets at {RATE_HZ:g} Hz", HEADER, rows)
+        print_table(f"Fleets at {arguments.rate:g} Hz", HEADER, rows)
 
 
 def _not_carried(robots: int) -> str:
@@ -107,17 +107,17 @@ def _not_carried(robots: int) -> str:
     return f"more than {most} processes on {os.cpu_count()} cores" if robots > most else ""
 
 
-def _fly(robots: int, way: str, bundles: str, seconds: int) -> list[str]:
+def _fly(robots: int, way: str, arguments: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         deployment = plan_swarm(
             str(_team_file(robots, Path(folder))),
-            bundles=bundles,
+            bundles=arguments.bundles,
             episodes=1,
             seed=0,
             results=Path(folder) / "unused",
             hosted=way == HOSTED,
         )
-        return _drive(deployment, seconds)
+        return _drive(deployment, arguments.rate, arguments.seconds)
 
 
 def _team_file(robots: int, folder: Path) -> Path:
@@ -130,16 +130,16 @@ def _team_file(robots: int, folder: Path) -> Path:
     return path
 
 
-def _drive(deployment: Deployment, seconds: int) -> list[str]:
+def _drive(deployment: Deployment, rate_hz: float, seconds: int) -> list[str]:
     rclpy.init()
     try:
         sensors = Sensors(deployment.team.robots)
         with running([process.command() for process in deployment.flying]) as children:
             sensors.await_robots()
             processes = [psutil.Process(child.pid) for child in children]
-            sensors.play(WARM_UP_STEPS)
+            sensors.play(round(WARM_UP_S * rate_hz), rate_hz)
             begun_s, used_s = time.monotonic(), _cpu_s(processes)
-            answered, latencies_s = sensors.play(round(seconds * RATE_HZ))
+            answered, latencies_s = sensors.play(round(seconds * rate_hz), rate_hz)
             elapsed_s = time.monotonic() - begun_s
             cores = (_cpu_s(processes) - used_s) / elapsed_s
             pss_mb = sum(_pss_mb(process.pid) for process in processes) / len(answered)
@@ -154,7 +154,7 @@ def _drive(deployment: Deployment, seconds: int) -> list[str]:
         f"{pss_mb:.1f}",
         f"{p50:.1f}",
         f"{p99:.1f}",
-        "held" if min(rates) >= HELD * RATE_HZ else "missed",
+        "held" if min(rates) >= HELD * rate_hz else "missed",
     ]
 
 
@@ -213,14 +213,14 @@ class Sensors(Node):
                 )
             self._show(time.perf_counter() + 1.0)
 
-    def play(self, steps: int) -> tuple[list[int], list[float]]:
+    def play(self, steps: int, rate_hz: float) -> tuple[list[int], list[float]]:
         """Show so many steps; the steps that each robot answered in time, and after how long."""
         self._latencies_s.clear()
         for link in self._links:
             link.answered = 0
         begun_s = time.perf_counter()
         for step in range(1, steps + 1):
-            self._show(begun_s + step / RATE_HZ)
+            self._show(begun_s + step / rate_hz)
         return [link.answered for link in self._links], list(self._latencies_s)
 
     def _show(self, ends_s: float) -> None:

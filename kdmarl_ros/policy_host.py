@@ -37,7 +37,7 @@ from kdmarl_core.bundle import BundlePolicy, think_ahead
 from kdmarl_core.errors import UserError
 from kdmarl_ros import topics
 from kdmarl_ros.parameters import refuse_to_share
-from kdmarl_ros.policy_node import ACKNOWLEDGED_WITHIN_S, DIAGNOSTICS_PERIOD_S, PolicyNode
+from kdmarl_ros.policy_node import ACKNOWLEDGED_WITHIN_S, PolicyNode
 from kdmarl_ros.spin import (
     IDLE_WAKE_S,
     TURN_EVERY_S,
@@ -48,7 +48,8 @@ from kdmarl_ros.spin import (
 from kdmarl_ros.spin import main as spin_main
 
 SEPARATOR = "--"  # also ends a list of ROS arguments
-LOOKS_PER_S = 10  # robots whose peers are looked up: each time all that is on the graph is read
+LOOKS_PER_S = 5  # robots whose peers are looked up: each time all that is on the graph is read
+Due = tuple[float, int, float, Callable[[], None]]  # due, order, period, what to call
 
 
 class _ServicesOnly(MessagesFirst):
@@ -92,10 +93,10 @@ class HostedPolicy(PolicyNode):
         return None if runtime is None else (runtime.policy, runtime.observation)
 
     def _every(self, seconds: float, callback: Callable[[], None]) -> Callable[[], object]:
-        # Decisions of all robots at one moment, so that they are thought about together; reports,
-        # which take longer, one after another.
-        apart = self._index if seconds >= DIAGNOSTICS_PERIOD_S else 0
-        return self._host.every(seconds, functools.partial(self.safely, callback), apart)
+        work = functools.partial(self.safely, callback)
+        if callback == self._publish_diagnostics:
+            return self._host.report_every(seconds, work, self._index)
+        return self._host.every(seconds, work)
 
     def _when_due(self, decide: Callable[[], None]) -> None:
         self._host.due[self] = decide
@@ -120,7 +121,8 @@ class PolicyHost:
         self.closing = False
         self.reports_per_look = -(-len(robots) // LOOKS_PER_S)
         self._number = len(robots)
-        self._timers: list[tuple[float, int, float, Callable[[], None]]] = []
+        self._timers: list[Due] = []
+        self._reports: list[Due] = []  # which can wait
         self._order = itertools.count()
         self._began_s = time.monotonic()
         self._next_turn_s = self._began_s
@@ -133,6 +135,8 @@ class PolicyHost:
                 self._robots.append(HostedPolicy(arguments, self, index))
             except UserError as error:
                 self._refuse(error)
+        if not self._robots:
+            raise self._refused[0]
         self._waiting = deque(self._robots)  # to be started
         self._patience = itertools.cycle(self._robots)  # whose QoS events are heard next
 
@@ -147,6 +151,7 @@ class PolicyHost:
             spinner.spin_once(0.0 if self._waiting else self._left_s())
             self._call_timers()
             self._decide()
+            _call_next(self._reports)  # one: messages do not wait for all
             self._take_turn()
             self._start_next()
         spinner.close()
@@ -165,25 +170,30 @@ class PolicyHost:
         for robot in self._robots:
             robot.destroy_node()
 
-    def every(
-        self, seconds: float, callback: Callable[[], None], apart: int = 0
-    ) -> Callable[[], object]:
+    def every(self, seconds: float, callback: Callable[[], None]) -> Callable[[], object]:
         """Call again and again, in steady time; returns what ends that.
 
-        Callbacks of one period are called at one moment, unless `apart` tells them from others.
+        All callbacks of one period are called at one moment.
         """
-        phase_s = self._began_s + seconds * apart / self._number
-        timer = (_next(phase_s, seconds), next(self._order), seconds, callback)
-        heapq.heappush(self._timers, timer)
-        return functools.partial(self._cancel, callback)
+        return self._add(self._timers, self._began_s, seconds, callback)
 
-    def _cancel(self, callback: Callable[[], None]) -> None:
-        self._timers = [timer for timer in self._timers if timer[-1] is not callback]
-        heapq.heapify(self._timers)
+    def report_every(
+        self, seconds: float, callback: Callable[[], None], index: int
+    ) -> Callable[[], object]:
+        """As `every`, but one robot after another, and never before what is due to be decided."""
+        phase_s = self._began_s + seconds * index / self._number
+        return self._add(self._reports, phase_s, seconds, callback)
+
+    def _add(
+        self, timers: list[Due], phase_s: float, seconds: float, callback: Callable[[], None]
+    ) -> Callable[[], object]:
+        timer = (_next(phase_s, seconds), next(self._order), seconds, callback)
+        heapq.heappush(timers, timer)
+        return functools.partial(_cancel, timers, callback)
 
     def _left_s(self) -> float:
         """Until something is to be done though nothing arrives."""
-        next_s = min(self._next_turn_s, self._timers[0][0] if self._timers else self._next_turn_s)
+        next_s = min(timers[0][0] for timers in (self._timers, self._reports) if timers)
         return min(max(next_s - time.monotonic(), 0.0), IDLE_WAKE_S)
 
     # Starting
@@ -236,12 +246,8 @@ class PolicyHost:
             robot.group.callback_done()
 
     def _call_timers(self) -> None:
-        now_s = time.monotonic()
-        while self._timers and self._timers[0][0] <= now_s:
-            due_s, order, period_s, callback = self._timers[0]
-            again = (_next(due_s, period_s, now_s), order, period_s, callback)
-            heapq.heapreplace(self._timers, again)
-            callback()
+        while _call_next(self._timers):
+            pass
 
     def _decide(self) -> None:
         due, self.due = self.due, {}
@@ -283,6 +289,22 @@ def _take(subscription: Subscription[Any]) -> None:
     if taken is not None:
         callback: Any = subscription.callback  # none of a robot's asks for more than the message
         callback(taken[0])
+
+
+def _call_next(timers: list[Due]) -> bool:
+    """Call what is due first, if it is; whether it was."""
+    now_s = time.monotonic()
+    if not timers or timers[0][0] > now_s:
+        return False
+    due_s, order, period_s, callback = timers[0]
+    heapq.heapreplace(timers, (_next(due_s, period_s, now_s), order, period_s, callback))
+    callback()
+    return True
+
+
+def _cancel(timers: list[Due], callback: Callable[[], None]) -> None:
+    timers[:] = [timer for timer in timers if timer[-1] is not callback]
+    heapq.heapify(timers)
 
 
 def _next(due_s: float, period_s: float, now_s: float | None = None) -> float:
