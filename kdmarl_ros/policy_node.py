@@ -14,7 +14,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, JumpThreshold
@@ -30,7 +30,6 @@ from std_srvs.srv import SetBool, Trigger
 from kdmarl_core.bundle import BundlePolicy, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import health, oversight, peers, qos, topics
-from kdmarl_ros.body import Body
 from kdmarl_ros.msg import AgentAction, FeatureBlock
 from kdmarl_ros.parameters import (
     PolicyParameters,
@@ -48,9 +47,12 @@ from kdmarl_ros.safety import (
     default_timeout_s,
 )
 from kdmarl_ros.security import refuse_open_middleware, trust
-from kdmarl_ros.sensor_map import Reading, load_map
 from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
 from kdmarl_ros.spin import main as spin_main
+
+if TYPE_CHECKING:
+    from kdmarl_ros.body import Body
+    from kdmarl_ros.sensor_map import Reading
 
 DIAGNOSTICS_PERIOD_S = 1.0
 LATENCIES_KEPT = 1000
@@ -268,6 +270,10 @@ class PolicyNode(LifecycleNode):
             self._entities.append(functools.partial(self._destroy_sensor, subscription))
 
     def _connect_body(self, manifest: Manifest, profile: QoSProfile) -> None:
+        # Here, since a robot without a map does without their memory.
+        from kdmarl_ros.body import Body
+        from kdmarl_ros.sensor_map import load_map
+
         sensor_map = load_map(
             Path(self._given.sensor_map), manifest, self.get_namespace(), self._timeout_s
         )
