@@ -39,7 +39,7 @@ from kdmarl_ros.msg import AgentAction, FeatureBlock
 HELD = 0.99  # share of the steps that every robot must answer in time
 FLEETS = (3, 10, 30, 100)
 HOSTED, APART = "hosted", "process per robot"
-PROCESS_MB = 40.0  # of a robot's own, about; to see beforehand what does not fit
+PROCESS_MB = 60.0  # of a robot's own, about; to see beforehand what does not fit
 PROCESSES_PER_CORE = 25  # more would not hold the rate, and start for minutes
 DISCOVERY_S = 240.0  # for a hundred robots on a busy machine
 WARM_UP_S = 5.0
