@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdmarl_ros.simulation import DisturbanceSettings
+
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class DisturbanceSettings:
-    """How much of it."""
-
-    sensor_delay_steps: int = 0
-    action_delay_steps: int = 0
-    sensor_noise: float = 0.0  # standard deviation, in the unit of each value
-    sensor_loss: float = 0.0  # share of the messages
 
 
 class Disturbance:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kdmarl_ros.disturbance import Disturbance, DisturbanceSettings
+from kdmarl_ros.disturbance import Disturbance
+from kdmarl_ros.simulation import DisturbanceSettings
 
 SAFE = 7
 

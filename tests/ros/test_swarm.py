@@ -90,6 +90,18 @@ def test_legal_actions_memory_and_random_sensors_are_equal_offline(
     assert len({action for e in offline for joint in e.actions for action in joint}) > 2
 
 
+def test_real_time_with_noise_and_loss_by_the_command_line(domain, bundles, kdmarl, tmp_path):
+    ended = kdmarl(
+        "swarm", "--team", "simple_spread", "--bundles", str(bundles), "--episodes", "2",
+        "--real-time", "--rate", "50", "--sensor-noise", "0.1", "--sensor-loss", "0.2",
+        "--sensor-delay-steps", "1", "--action-delay-steps", "1", "--json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    for episode in flown_episodes(tmp_path):
+        assert episode.seconds > 0.9 * episode.steps / 50  # it keeps to its rate
+        assert episode.steps == 25
+
+
 def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_path):
     command = ["swarm", "--team", "simple_spread", "--bundles", str(bundles)]
     swarm = subprocess.Popen(
