@@ -23,7 +23,7 @@ from kdmarl_ros.parameters import BridgeParameters, PolicyParameters, check_valu
 from kdmarl_ros.safety import default_timeout_s
 from kdmarl_ros.security import trust
 from kdmarl_ros.sensor_map import SensorMap, load_map
-from kdmarl_ros.simulation import DisturbanceSettings
+from kdmarl_ros.simulation import SimulationSettings
 from kdmarl_ros.sros2 import Rights
 
 PACKAGE = "kdmarl_ros"
@@ -49,7 +49,7 @@ LAUNCH_ROBOT = (
 )
 LAUNCH_SIMULATION = tuple(
     (item.name, str(item.default), item.metadata["description"])
-    for item in dataclasses.fields(DisturbanceSettings)
+    for item in dataclasses.fields(SimulationSettings)
 )
 Value = str | int | float | bool
 
@@ -154,7 +154,7 @@ def plan_swarm(
         task: what the team must play; empty: whatever its file says.
         overrides: parameters of every robot that win over its files; the bridge goes by its
             `TIMING`, too.
-        simulation: further parameters of the bridge, such as `DisturbanceSettings`.
+        simulation: further parameters of the bridge, such as `SimulationSettings`.
         security: what is asked of bundles and of the middleware.
         recording: file that receives all messages of the run, if any.
 
@@ -350,7 +350,7 @@ def launch_simulation(arguments: Mapping[str, str]) -> dict[str, Value]:
     """The launch arguments `LAUNCH_SIMULATION`, which are texts, as parameters of the bridge."""
     return {
         item.name: launch_number(item.name, arguments[item.name], type(item.default))
-        for item in dataclasses.fields(DisturbanceSettings)
+        for item in dataclasses.fields(SimulationSettings)
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdmarl_ros.simulation import DisturbanceSettings
+from kdmarl_ros.simulation import SimulationSettings
 
 Floats = npt.NDArray[np.float32]
 
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 class Disturbance:
     """One robot's, episode by episode; the same seed disturbs in the same way."""
 
-    def __init__(self, settings: DisturbanceSettings, robot: int, safe_action: int) -> None:
+    def __init__(self, settings: SimulationSettings, robot: int, safe_action: int) -> None:
         """For robot number `robot`, which is still at its safe action when an episode begins."""
         self._settings = settings
         self._robot = robot

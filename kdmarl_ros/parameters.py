@@ -23,7 +23,7 @@ from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_ros.fields import described
 from kdmarl_ros.qos import RELIABILITIES
 from kdmarl_ros.safety import STALL_BEHAVIOURS
-from kdmarl_ros.simulation import DisturbanceSettings
+from kdmarl_ros.simulation import SimulationSettings
 
 P = TypeVar("P")
 
@@ -136,7 +136,7 @@ class BlockParameters:
 
 
 @dataclass(frozen=True)
-class BridgeParameters(DisturbanceSettings):
+class BridgeParameters(SimulationSettings):
     """Parameters of `bridge_node`."""
 
     team: str = described("name of a team that ships, or a team file")
@@ -151,13 +151,6 @@ class BridgeParameters(DisturbanceSettings):
         "steps per second in real time; 0: the task's", 0.0, low=0.0, high=1000.0
     )
     seed: int = described("base seed of the episodes", 0, low=0, high=2**31 - 1)
-    step_deadline_s: float = described(
-        "wait for a robot's action, or hold its last one in real time, before its safe action "
-        "is used",
-        1.0,
-        low=0.001,
-        high=3600.0,
-    )
     join_timeout_s: float = described(
         "wait for all robots before the first episode", 30.0, low=0.1, high=3600.0
     )

@@ -19,7 +19,7 @@ from kdmarl_core.cli.common import (
     print_table,
     progress_bar,
 )
-from kdmarl_ros.simulation import DisturbanceSettings
+from kdmarl_ros.simulation import SimulationSettings
 
 if TYPE_CHECKING:
     from kdmarl_ros.deployment import SecurityPlan, Value
@@ -57,7 +57,7 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="HZ", help="of real time (default: the task's)"
     )
-    for item in dataclasses.fields(DisturbanceSettings):
+    for item in dataclasses.fields(SimulationSettings):
         parser.add_argument(
             f"--{item.name.replace('_', '-')}",
             type=type(item.default),
@@ -111,7 +111,7 @@ def swarm_command(arguments: argparse.Namespace) -> None:
         overrides=in_time(arguments.real_time, arguments.rate),
         simulation={
             item.name: getattr(arguments, item.name)
-            for item in dataclasses.fields(DisturbanceSettings)
+            for item in dataclasses.fields(SimulationSettings)
         },
     )
     if arguments.json:

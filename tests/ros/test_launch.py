@@ -85,6 +85,7 @@ ROBOT_ARGUMENTS = {
 SWARM_ARGUMENTS = {
     *{"team", "task", "bundles", "episodes", "seed", "results", "record"},
     *{"sensor_delay_steps", "action_delay_steps", "sensor_noise", "sensor_loss"},
+    "step_deadline_s",
 }
 
 

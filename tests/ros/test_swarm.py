@@ -35,6 +35,17 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture
+def patient(tmp_path):
+    """Options that wait for processes that a busy machine lets wait."""
+    values = {"/**/policy": {"ros__parameters": {"robot_type": "slow", "timeout_s": 30.0}}}
+    (tmp_path / "robots" / "types").mkdir(parents=True)
+    write_yaml(tmp_path / "robots" / "all.yaml", values)
+    of_type = {"/**/policy": {"ros__parameters": {"sensor_reliability": "reliable"}}}
+    write_yaml(tmp_path / "robots" / "types" / "slow.yaml", of_type)
+    return ["--robots", str(tmp_path / "robots"), "--step-deadline-s", "30"]
+
+
 PLAIN = {"base": "simple_spread"}
 # Robots that remember, and to which other features are hidden in every episode.
 RECURRENT = {
@@ -44,13 +55,15 @@ RECURRENT = {
 
 
 @pytest.mark.parametrize("document", [PLAIN, RECURRENT], ids=["plain", "recurrent"])
-def test_offline_and_over_ros_are_equal(domain, write_bundles, kdmarl, tmp_path, document):
+def test_offline_and_over_ros_are_equal(
+    domain, write_bundles, kdmarl, patient, tmp_path, document
+):
     path = write_yaml(tmp_path / "trio.yaml", document)
     team = load_team(str(path))
     bundles = write_bundles(team)
     ended = kdmarl(
         "swarm", "--team", str(path), "--bundles", str(bundles), "--episodes", "4",
-        "--seed", "7", "--json",
+        "--seed", "7", "--json", *patient,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     player = BundlePlayer(load_bundles(team, bundles), team)
@@ -71,11 +84,11 @@ def test_offline_and_over_ros_are_equal(domain, write_bundles, kdmarl, tmp_path,
 
 
 def test_legal_actions_memory_and_random_sensors_are_equal_offline(
-    domain, battle, kdmarl, tmp_path
+    domain, battle, kdmarl, patient, tmp_path
 ):
     ended = kdmarl(
         "swarm", "--team", str(battle.path), "--bundles", str(battle.bundles), "--episodes", "2",
-        "--output", "flown", "--json",
+        "--output", "flown", "--json", *patient,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     policies = [load_policy(battle.bundles / robot.name) for robot in battle.team.robots]
