@@ -211,6 +211,7 @@ def plan_swarm(
                 "team": str(checked.path.absolute()),
                 "bundles": str(folder.absolute()),
                 "recording": str(recording.absolute()),
+                "robots": json.dumps({robot.name: robot.parameters for robot in planned}),
             },
         )
     deployment = Deployment(checked, processes, bridge, results, recorder)
@@ -298,6 +299,11 @@ def _enclosed(process: Process, keystore: Path | None) -> Process:
     )
 
 
+# Why the middleware does not secure topics, or None, by keystore: trying it starts processes, and
+# a launch plans its robots one by one.
+_tried: dict[Path, str | None] = {}
+
+
 def _keystore(
     rights: Mapping[str, Rights], probe: Process, security: SecurityPlan
 ) -> tuple[Path | None, str]:
@@ -314,7 +320,10 @@ def _keystore(
             return None, "topics are NOT secured: no keystore given"
         raise UserError("security: enforce: no keystore given; make one with 'kdmarl keystore'")
     sros2.check_keystore(folder, rights, sros2.ros_domain(os.environ))
-    reason = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
+    place = folder.absolute()
+    if place not in _tried:
+        _tried[place] = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
+    reason = _tried[place]
     if reason is None:
         return folder, ""
     if not security.allow_unsecured_middleware:

@@ -186,6 +186,7 @@ class RecorderParameters:
     team: str = described("name of a team that ships, or a team file")
     bundles: str = described("folder with one bundle per robot: their manifests are recorded, too")
     recording: str = described("file to write; one of that name is replaced")
+    robots: str = described("the robots' own parameters as JSON: they are recorded, too", "{}")
 
 
 def declare(node: Node, kind: type[P]) -> P:

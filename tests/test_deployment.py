@@ -282,7 +282,7 @@ def test_security_is_told_to_all_nodes_over_their_files(deployment, tmp_path, re
     ) == planned.robots[1]  # fmt: skip
 
 
-def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refusal):
+def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refusal, monkeypatch):
     private, _, _ = make_keys(tmp_path / "keys" / "fleet")
     key = read_private_key(private)
     for name in NAMES:
@@ -308,12 +308,15 @@ def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refus
     make_keystore(
         tmp_path / "keystore", team_rights(planned.team, maps), ros_domain(os.environ), days=1
     )
+    tried = []
+    monkeypatch.setattr("kdmarl_ros.sros2.unsecured", lambda *probe: tried.append(probe) or "no")
     secured = plan(security=leave._replace(keystore="keystore"))
     one = plan_robot(
         "robot_1", bundle="bundles/robot_1", robots="robots",
         security=leave._replace(keystore="keystore"),
     )  # fmt: skip
     assert one == secured.robots[1]
+    assert len(tried) == 1  # the middleware is the same for all
 
 
 def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
