@@ -177,6 +177,15 @@ class Probe(Node):
                     seconds[robot].append(latency_s)
         return seconds
 
+    def drive(self, executor: SingleThreadedExecutor, rate_hz: float, seconds: float) -> None:
+        """Publish a step per period, whatever is answered."""
+        begun_s = time.monotonic()
+        for count in range(round(rate_hz * seconds)):
+            for link in self._links.values():
+                link.show(divmod(count, EPISODE_STEPS), self.get_clock().now())
+            while (left_s := begun_s + (count + 1) / rate_hz - time.monotonic()) > 0:
+                executor.spin_once(timeout_sec=left_s)
+
     def _round_trip(self, executor: SingleThreadedExecutor, robot: str, stamp: Stamp) -> float:
         self._awaited = (robot, stamp)
         now = self.get_clock().now()

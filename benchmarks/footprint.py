@@ -1,6 +1,7 @@
-"""What one policy node costs its robot: memory, and time from process start to acting.
+"""What one policy node costs its robot: memory, processor, and time from process start to acting.
 
-Each run starts the process anew, observes it from outside and drives it for 1,000 steps. One more
+Each run starts the process anew, observes it from outside and drives it for 1,000 steps as fast as
+it answers, then for some seconds at 10 Hz. One more
 run, not timed, lists what the process imports: neither torch nor jax may be among it.
 """
 
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import rclpy
 from common import Figure, layout_of, leave_other_robots_alone, running, show
 from echo import Probe, await_robots
@@ -32,6 +34,8 @@ from kdmarl_ros.deployment import Process, plan_swarm
 
 STEPS = 1000
 RSS_GOAL_MB = 100.0
+CPU_GOAL_PERCENT = 10.0
+RATE_HZ, RATE_SECONDS = 10.0, 5.0
 START_GOAL_S = 1.5
 START_TIMEOUT_S = 30.0
 POLL_S = 0.005
@@ -71,6 +75,7 @@ def measure(arguments: argparse.Namespace) -> None:
     summary = [
         Figure("RSS after 1,000 steps, MB", _column(runs, "rss"), most=RSS_GOAL_MB, by="max"),
         Figure("PSS after 1,000 steps, MB", _column(runs, "pss")),
+        Figure("of a core at 10 Hz, %", _column(runs, "cpu"), most=CPU_GOAL_PERCENT, by="max"),
         Figure("start to active, s", _column(runs, "start"), most=START_GOAL_S, by="max"),
         Figure("libraries of torch or jax", _column(runs, "libraries"), most=0, by="max"),
         Figure("modules of torch or jax", (float(len(found)),), most=0, by="max"),
@@ -93,7 +98,9 @@ def _measure_run(process: Process, layout: dict[str, dict[str, int]]) -> Run:
             start_s = time.monotonic() - begun_s
             await_robots(probe, executor)
             probe.measure(executor, STEPS)
-            return {"start": start_s, **_memory_mb(child.pid), "libraries": _libraries(child.pid)}
+            memory = _memory_mb(child.pid)
+            cpu = _cpu_percent(probe, executor, child.pid)
+            return {"start": start_s, **memory, "cpu": cpu, "libraries": _libraries(child.pid)}
     finally:
         executor.shutdown()
         probe.destroy_node()
@@ -126,6 +133,15 @@ def _memory_mb(pid: int) -> dict[str, float]:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = {key: float(kb) for key, kb in re.findall(r"^(Rss|Pss):\s+(\d+) kB", text, re.M)}
     return {"rss": found["Rss"] * 1024 / 1e6, "pss": found["Pss"] * 1024 / 1e6}
+
+
+def _cpu_percent(probe: Probe, executor: SingleThreadedExecutor, pid: int) -> float:
+    """Share of a core that the process takes while it decides at 10 Hz."""
+    times = psutil.Process(pid).cpu_times
+    before, begun_s = times(), time.monotonic()
+    probe.drive(executor, RATE_HZ, RATE_SECONDS)
+    after, seconds = times(), time.monotonic() - begun_s
+    return 100 * (after.user + after.system - before.user - before.system) / seconds
 
 
 def _libraries(pid: int) -> int:

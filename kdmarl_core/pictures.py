@@ -14,7 +14,7 @@ from kdmarl_core.tasks import Entity
 
 Scene = Sequence[Entity]
 COLOURS = ("#3366cc", "#dd8800", "#229944", "#aa3377", "#66aabb", "#bb5533")
-LANDMARK = "#444444"
+LANDMARK, ENEMY, DEAD = "#444444", "#cc2222", "#bbbbbb"
 FRAMES_PER_SECOND = 8
 
 
@@ -48,7 +48,8 @@ def _canvas(scenes: Sequence[Scene], title: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     reach_m = max(max(abs(e.x_m), abs(e.y_m)) + e.radius_m for scene in scenes for e in scene)
     axes.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal", title=title)
-    axes.set_xlabel("x, y in metres; lines: paths of the robots; dark discs: landmarks")
+    enemies = "; red discs: enemies" if any(e.kind == "enemy" for e in scenes[0]) else ""
+    axes.set_xlabel(f"x, y in metres; lines: paths of robots; dark discs: landmarks{enemies}")
     axes.grid(visible=True, color="#eeeeee")
     return figure, axes
 
@@ -57,15 +58,24 @@ def _draw(axes: Axes, scene: Scene) -> list[Circle]:
     agents = _agents(scene)
     patches: list[Circle] = []
     for entity in sorted(scene, key=lambda e: e.kind):
-        colour = LANDMARK
-        if entity.name in agents:
-            colour = COLOURS[agents.index(entity.name) % len(COLOURS)]
         patch = Circle(
-            (entity.x_m, entity.y_m), entity.radius_m, facecolor=colour, alpha=0.75, zorder=3
+            (entity.x_m, entity.y_m),
+            entity.radius_m,
+            facecolor=_colour(entity, agents),
+            alpha=0.75,
+            zorder=3,
         )
         axes.add_patch(patch)
         patches.append(patch)
     return patches
+
+
+def _colour(entity: Entity, agents: Sequence[str]) -> str:
+    if entity.health <= 0:
+        return DEAD
+    if entity.kind == "agent":
+        return COLOURS[agents.index(entity.name) % len(COLOURS)]
+    return ENEMY if entity.kind == "enemy" else LANDMARK
 
 
 def _agents(scene: Scene) -> list[str]:

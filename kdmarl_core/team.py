@@ -55,7 +55,7 @@ class TeamFile:
 
     `base` names a team whose file lies below this one, `defaults` holds what robots share; a
     robot's own keys win over both. A number of `robots` means robot_0, which plays the task's
-    first agent, and so on.
+    first agent, and so on. A relative path of `base` or `recipe` begins at its file.
     """
 
     task: str
@@ -145,14 +145,19 @@ def team_names() -> list[str]:
     return sorted(path.stem for path in (share_folder() / "config" / "teams").glob("*.yaml"))
 
 
-def team_path(name_or_path: str, where: str = "") -> Path:
-    """A shipped team by its name, or any file by its path; `where` says who asks for it.
+def team_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path:
+    """A shipped team by its name, or any file by its path.
+
+    Args:
+        name_or_path: such as `simple_spread`, or a YAML file.
+        where: who asks for it, for messages.
+        folder: where a relative path begins.
 
     Raises:
         UserError: neither exists.
     """
-    if name_or_path.endswith((".yaml", ".yml")):
-        return Path(name_or_path)
+    if _is_file(name_or_path):
+        return folder / name_or_path
     path = share_folder() / "config" / "teams" / f"{name_or_path}.yaml"
     if not path.is_file():
         raise unknown("team", name_or_path, team_names(), where)
@@ -216,16 +221,24 @@ def _sizes(robot: Robot) -> list[tuple[str, int]]:
     return [(block.name, block.size) for block in robot.blocks]
 
 
+def _is_file(name_or_path: str) -> bool:
+    return name_or_path.endswith((".yaml", ".yml"))
+
+
 def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's mapping laid over that of the team that its key `base` names, if it has one."""
     document = dict(read_yaml(path))
+    recipe = document.get("recipe")
+    if isinstance(recipe, str) and _is_file(recipe):
+        document["recipe"] = str(path.parent / recipe)
     base = document.pop("base", None)
     if base is None:
         return document
-    base_path = team_path(str(base), f"{path}: base")
-    if base_path in (path, *above):
+    base_path = team_path(str(base), f"{path}: base", path.parent)
+    above = (path.resolve(), *above)
+    if base_path.resolve() in above:
         raise UserError(f"{path}: base: '{base}' leads back to this file; name another team")
-    return _laid_over(_with_base(base_path, (path, *above)), document)
+    return _laid_over(_with_base(base_path, above), document)
 
 
 def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:

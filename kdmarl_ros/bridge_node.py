@@ -32,7 +32,7 @@ from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View
 from kdmarl_core.team import load_team
 from kdmarl_ros import oversight, peers, qos, results, topics
-from kdmarl_ros.disturbance import Disturbance, DisturbanceSettings
+from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, StepResult
 from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
@@ -66,12 +66,6 @@ class BridgeNode(Node):
             self._given.allow_unsecured_middleware,
             self.get_fully_qualified_name(),
         )
-        if self._given.sensor_loss and self._given.mode != "real_time":
-            raise UserError(
-                f"{self.get_fully_qualified_name()}: parameter sensor_loss: "
-                f"{self._given.sensor_loss:g} in lock-step, which repeats what got lost; set "
-                "mode:=real_time, or no loss"
-            )
         self._path = Path(self._given.results)
         self._team = load_team(self._given.team)
         self._env = self._team.task.make_reference()
@@ -139,19 +133,12 @@ class BridgeNode(Node):
         """Nothing moves without the bridge's steps."""
 
     def _make_links(self) -> list[RobotLink]:
-        given = self._given
-        settings = DisturbanceSettings(
-            given.sensor_delay_steps,
-            given.action_delay_steps,
-            given.sensor_noise,
-            given.sensor_loss,
-        )
         links = []
         for index, (robot, sensors) in enumerate(
             zip(self._team.robots, team_sensors(self._team), strict=True)
         ):
             safe = robot.agent.actions.index(robot.safe_action)
-            disturbance = Disturbance(settings, index, safe)
+            disturbance = Disturbance(self._given, index, safe)
             masked = self._team.task.spec.legal_actions_vary
             links.append(RobotLink(self, robot, sensors, disturbance, masked=masked))
         return links

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from kdmarl_core.bundle import SECURITY, Manifest, Trust, admit
 from kdmarl_core.errors import UserError, did_you_mean, unknown
@@ -19,10 +19,16 @@ from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.schema import read_yaml
 from kdmarl_core.team import Robot, Team, load_bundles, load_team, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
-from kdmarl_ros.parameters import PolicyParameters, check_values, refuse_to_share
+from kdmarl_ros.parameters import (
+    BridgeParameters,
+    PolicyParameters,
+    check_values,
+    refuse_to_share,
+)
 from kdmarl_ros.safety import default_timeout_s
 from kdmarl_ros.security import trust
 from kdmarl_ros.sensor_map import SensorMap, load_map
+from kdmarl_ros.simulation import SimulationSettings
 from kdmarl_ros.sros2 import Rights
 
 PACKAGE = "kdmarl_ros"
@@ -32,12 +38,23 @@ TYPES = "types"
 PATHS = ("bundle", "sensor_map", "trusted_keys")  # relative ones begin at their file
 SIM_TIME = "use_sim_time"  # rclpy's own
 ALLOW_UNSECURED = "allow_unsecured_middleware"
-# Name, default and description of what both launch files take.
-LAUNCH_SECURITY = (
+TIMING = ("mode", "rate_hz")  # what robots and bridge must be told alike
+# Name, default and description of launch arguments: of every robot, and of the simulation.
+LAUNCH_ROBOT = (
+    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
+    ("real_time", "false", "act at a rate instead of once per step; false: as configured"),
+    ("rate", "", "decisions per second in real time; empty: as configured"),
+    (SIM_TIME, "false", "stamp with the time of /clock, which the bridge publishes"),
+    ("log_level", "info", "debug, info, warn, error or fatal"),
+    ("respawn", "false", "start a robot's node again when it ends"),
     ("security", "", "off, check or enforce; empty: as the parameter files say"),
     ("trusted_keys", "", "folder of trusted public keys; empty: as the parameter files say"),
     ("keystore", "", "of 'kdmarl keystore', to enforce security"),
     (ALLOW_UNSECURED, "false", "enforce signatures although topics are open"),
+)
+LAUNCH_SIMULATION = tuple(
+    (item.name, str(item.default), item.metadata["description"])
+    for item in dataclasses.fields(SimulationSettings)
 )
 Value = str | int | float | bool
 
@@ -138,7 +155,9 @@ def plan_swarm(
     episodes: int,
     seed: int,
     results: Path,
+    task: str = "",
     overrides: Mapping[str, Value] = MappingProxyType({}),
+    simulation: Mapping[str, Value] = MappingProxyType({}),
     security: SecurityPlan = AS_CONFIGURED,
     recording: Path | None = None,
     hosted: bool = False,
@@ -152,7 +171,10 @@ def plan_swarm(
         episodes: how many to play.
         seed: base seed of the episodes.
         results: the bridge's results file.
-        overrides: parameters of every robot that win over its files.
+        task: what the team must play; empty: whatever its file says.
+        overrides: parameters of every robot that win over its files; the bridge goes by its
+            `TIMING`, too.
+        simulation: further parameters of the bridge, such as `SimulationSettings`.
         security: what is asked of bundles and of the middleware.
         recording: file that receives all messages of the run, if any.
         hosted: all robots in one process, not each in its own.
@@ -162,6 +184,11 @@ def plan_swarm(
             is to be enforced where the middleware cannot.
     """
     checked = load_team(team)
+    if task and task != checked.task.spec.name:
+        raise UserError(
+            f"{checked.path}: task: {checked.task.spec.name} is not {task}, which was asked for; "
+            "choose another team, or no task"
+        )
     folder = _bundles_folder(checked, bundles)
     refuse_missing_bundles(checked, folder)
     files = _robots_folder(robots)
@@ -185,10 +212,13 @@ def plan_swarm(
             "results": str(results.absolute()),
             "episodes": episodes,
             "seed": seed,
-            **{key: overrides[key] for key in ("rate_hz",) if key in overrides},
+            **{key: overrides[key] for key in TIMING if key in overrides},
+            **simulation,
             **({"security": security.level} if security.level else {}),
         },
     )
+    check_values(BridgeParameters, bridge.parameters, "bridge")
+    BridgeParameters(**cast("dict[str, Any]", bridge.parameters))
     recorder = None
     if recording:
         if importlib.util.find_spec("mcap") is None:
@@ -202,6 +232,7 @@ def plan_swarm(
                 "team": str(checked.path.absolute()),
                 "bundles": str(folder.absolute()),
                 "recording": str(recording.absolute()),
+                "robots": json.dumps({robot.name: robot.parameters for robot in planned}),
             },
         )
     host = _host(planned, security) if hosted else None
@@ -293,6 +324,11 @@ def _enclosed(process: Process, keystore: Path | None) -> Process:
     )
 
 
+# Why the middleware does not secure topics, or None, by keystore: trying it starts processes, and
+# a launch plans its robots one by one.
+_tried: dict[Path, str | None] = {}
+
+
 def _keystore(
     rights: Mapping[str, Rights], probe: Process, security: SecurityPlan
 ) -> tuple[Path | None, str]:
@@ -309,7 +345,10 @@ def _keystore(
             return None, "topics are NOT secured: no keystore given"
         raise UserError("security: enforce: no keystore given; make one with 'kdmarl keystore'")
     sros2.check_keystore(folder, rights, sros2.ros_domain(os.environ))
-    reason = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
+    place = folder.absolute()
+    if place not in _tried:
+        _tried[place] = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
+    reason = _tried[place]
     if reason is None:
         return folder, ""
     if not security.allow_unsecured_middleware:
@@ -321,23 +360,45 @@ def _keystore(
     return None, f"topics are NOT secured: {reason}"
 
 
-def launch_overrides(rate: str, use_sim_time: str) -> dict[str, Value]:
+def in_time(real_time: bool, rate_hz: float | None) -> dict[str, Value]:
+    """When robots and bridge act, as far as it is not left to the parameter files."""
+    told: dict[str, Value] = {"mode": "real_time"} if real_time else {}
+    return told if rate_hz is None else told | {"rate_hz": rate_hz}
+
+
+def launch_overrides(arguments: Mapping[str, str]) -> dict[str, Value]:
     """Launch arguments, which are texts, as parameters of robots.
 
     Raises:
-        UserError: `rate` is no number, or `use_sim_time` neither true nor false.
+        UserError: `rate` is no number, or a switch neither true nor false.
     """
-    overrides: dict[str, Value] = {SIM_TIME: launch_switch("use_sim_time", use_sim_time)}
-    if rate:
-        try:
-            overrides["rate_hz"] = float(rate)
-        except ValueError:
-            raise UserError(f"rate: '{rate}' is not a number; give decisions per second") from None
-    return overrides
+    rate = arguments["rate"]
+    told = in_time(
+        launch_switch("real_time", arguments["real_time"]),
+        launch_number("rate", rate, float) if rate else None,
+    )
+    return {SIM_TIME: launch_switch(SIM_TIME, arguments[SIM_TIME]), **told}
+
+
+def launch_simulation(arguments: Mapping[str, str]) -> dict[str, Value]:
+    """The launch arguments `LAUNCH_SIMULATION`, which are texts, as parameters of the bridge."""
+    return {
+        item.name: launch_number(item.name, arguments[item.name], type(item.default))
+        for item in dataclasses.fields(SimulationSettings)
+    }
+
+
+def launch_number(name: str, text: str, kind: Any = int) -> Any:
+    """A launch argument that is a number of kind `int` or `float`; a `UserError` if it is not."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name}: '{text}' is not {what}; correct it") from None
 
 
 def launch_security(arguments: Mapping[str, str]) -> SecurityPlan:
-    """The launch arguments `LAUNCH_SECURITY`, which are texts, as a plan.
+    """Launch arguments of security, which are texts, as a plan.
 
     Raises:
         UserError: one is not what it can be.

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdmarl_ros.simulation import SimulationSettings
+
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class DisturbanceSettings:
-    """How much of it."""
-
-    sensor_delay_steps: int = 0
-    action_delay_steps: int = 0
-    sensor_noise: float = 0.0  # standard deviation, in the unit of each value
-    sensor_loss: float = 0.0  # share of the messages
 
 
 class Disturbance:
     """One robot's, episode by episode; the same seed disturbs in the same way."""
 
-    def __init__(self, settings: DisturbanceSettings, robot: int, safe_action: int) -> None:
+    def __init__(self, settings: SimulationSettings, robot: int, safe_action: int) -> None:
         """For robot number `robot`, which is still at its safe action when an episode begins."""
         self._settings = settings
         self._robot = robot

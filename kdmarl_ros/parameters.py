@@ -20,8 +20,10 @@ from rclpy.parameter import Parameter
 
 from kdmarl_core.bundle import SECURITY
 from kdmarl_core.errors import UserError, did_you_mean
+from kdmarl_ros.fields import described
 from kdmarl_ros.qos import RELIABILITIES
 from kdmarl_ros.safety import STALL_BEHAVIOURS
+from kdmarl_ros.simulation import SimulationSettings
 
 P = TypeVar("P")
 
@@ -43,82 +45,70 @@ _TYPES = {
 }
 
 
-def _field(
-    description: str,
-    default: Any = dataclasses.MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    metadata = {"description": description, "low": low, "high": high, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class PolicyParameters:
     """Parameters of `policy_node`."""
 
-    bundle: str = _field("folder of the bundle: model.onnx and manifest.json")
-    mode: str = _field(
+    bundle: str = described("folder of the bundle: model.onnx and manifest.json")
+    mode: str = described(
         "when to act: once per step that arrived whole, or at a rate on the newest values",
         "lock_step",
         choices=("lock_step", "real_time"),
     )
-    rate_hz: float = _field(
+    rate_hz: float = described(
         "decisions per second in real time; 0: the manifest's", 0.0, low=0.0, high=1000.0
     )
-    timeout_s: float = _field(
+    timeout_s: float = described(
         "silence before the safe action; 0: three periods, at least 0.1 s", 0.0, low=0.0, high=60.0
     )
-    sensor_reliability: str = _field(
+    sensor_reliability: str = described(
         "QoS of the sensor subscriptions", "best_effort", choices=tuple(RELIABILITIES)
     )
-    autostart: bool = _field("configure and activate at start-up", True)
-    robot_type: str = _field(
+    autostart: bool = described("configure and activate at start-up", True)
+    robot_type: str = described(
         "name of the robot's type: the launch lays the parameters of that type under its own", ""
     )
-    sensor_map: str = _field(
+    sensor_map: str = described(
         "file that maps topics to blocks and actions to commands; empty: sensors/<block> only", ""
     )
-    robot: str = _field(
+    robot: str = described(
         "whose bundle it must be; empty: the last part of the node's namespace", ""
     )
-    stamps: str = _field(
+    stamps: str = described(
         "when a message was measured: on receipt, or by its header's stamp",
         "receive",
         choices=("receive", "header"),
     )
-    recover_after: int = _field(
+    recover_after: int = described(
         "good messages of each input after a silence, before it is acted on again",
         1,
         low=1,
         high=1000,
     )
-    on_stall: str = _field(
+    on_stall: str = described(
         "what to publish while inputs cannot be used: the safe action; the last choice for "
         "stall_hold_s, then the safe action; the last choice; the action stall_action",
         "safe_action",
         choices=STALL_BEHAVIOURS,
     )
-    stall_hold_s: float = _field("how long hold_then_safe holds", 0.5, low=0.0, high=60.0)
-    stall_action: str = _field("name of the action that other_action means", "")
-    override_timeout_s: float = _field(
+    stall_hold_s: float = described("how long hold_then_safe holds", 0.5, low=0.0, high=60.0)
+    stall_action: str = described("name of the action that other_action means", "")
+    override_timeout_s: float = described(
         "how long a person's action holds after it was last sent", 0.5, low=0.01, high=60.0
     )
-    state_directory: str = _field(
+    state_directory: str = described(
         "folder of what outlives the node, such as a stop; empty: ~/.ros/kdmarl/domain_<id>", ""
     )
-    sole_publisher: bool = _field(
+    sole_publisher: bool = described(
         "refuse to activate while another node publishes this robot's actions", False
     )
-    security: str = _field(
+    security: str = described(
         "signatures: not looked at, checked where there is one, or enforced with secured topics",
         "check",
         choices=SECURITY,
     )
-    trusted_keys: str = _field("folder of the public keys whose signatures are trusted", "")
-    allow_unsecured_middleware: bool = _field(
+    trusted_keys: str = described("folder of the public keys whose signatures are trusted", "")
+    allow_unsecured_middleware: bool = described(
         "enforce signatures although the middleware does not secure topics", False
     )
 
@@ -150,10 +140,10 @@ def refuse_to_share(given: PolicyParameters, where: str) -> None:
 class BlockParameters:
     """Parameters that each sensor block has, as `limits.velocity`."""
 
-    limits: tuple[float, ...] = _field(
+    limits: tuple[float, ...] = described(
         "least and greatest value; what is beyond is clipped and counted", ()
     )
-    max_identical: int = _field(
+    max_identical: int = described(
         "equal messages in a row before the block counts as frozen; 0: any number",
         0,
         low=0,
@@ -162,75 +152,75 @@ class BlockParameters:
 
 
 @dataclass(frozen=True)
-class BridgeParameters:
+class BridgeParameters(SimulationSettings):
     """Parameters of `bridge_node`."""
 
-    team: str = _field("name of a team that ships, or a team file")
-    results: str = _field("file that gets one JSON line per finished episode")
-    episodes: int = _field("episodes to play", 100, low=1, high=1_000_000_000)
-    mode: str = _field(
+    team: str = described("name of a team that ships, or a team file")
+    results: str = described("file that gets one JSON line per finished episode")
+    episodes: int = described("episodes to play", 100, low=1, high=1_000_000_000)
+    mode: str = described(
         "when to step: once all robots have answered, or at a rate",
         "lock_step",
         choices=("lock_step", "real_time"),
     )
-    rate_hz: float = _field(
+    rate_hz: float = described(
         "steps per second in real time; 0: the task's", 0.0, low=0.0, high=1000.0
     )
-    sensor_delay_steps: int = _field("age of what robots sense", 0, low=0, high=100)
-    action_delay_steps: int = _field("steps until an action has its effect", 0, low=0, high=100)
-    sensor_noise: float = _field(
-        "standard deviation of what is added to each sensed value, in its own unit",
-        0.0,
-        low=0.0,
-        high=1e6,
-    )
-    sensor_loss: float = _field(
-        "share of sensor messages that get lost; in real time only", 0.0, low=0.0, high=1.0
-    )
-    seed: int = _field("base seed of the episodes", 0, low=0, high=2**31 - 1)
-    step_deadline_s: float = _field(
-        "wait for a robot's action, or hold its last one in real time, before its safe action "
-        "is used",
-        1.0,
-        low=0.001,
-        high=3600.0,
-    )
-    join_timeout_s: float = _field(
+    seed: int = described("base seed of the episodes", 0, low=0, high=2**31 - 1)
+    join_timeout_s: float = described(
         "wait for all robots before the first episode", 30.0, low=0.1, high=3600.0
     )
-    state_directory: str = _field(
+    state_directory: str = described(
         "folder of what outlives the node, such as a stop; empty: ~/.ros/kdmarl/domain_<id>", ""
     )
-    recorded: bool = _field("wait for the recorder before the first episode", False)
-    security: str = _field("enforce: refuse to run on open topics", "off", choices=SECURITY)
-    allow_unsecured_middleware: bool = _field(
+    recorded: bool = described("wait for the recorder before the first episode", False)
+    security: str = described("enforce: refuse to run on open topics", "off", choices=SECURITY)
+    allow_unsecured_middleware: bool = described(
         "run with enforced security although the middleware does not secure topics", False
     )
+
+    def __post_init__(self) -> None:
+        if self.mode == "real_time":
+            return
+        remedy = "go by real time (--real-time, real_time:=true or mode:=real_time)"
+        if self.sensor_loss:
+            raise UserError(
+                f"sensor_loss: {self.sensor_loss:g} in lock-step, which repeats what got lost; "
+                f"{remedy}, or set no loss"
+            )
+        if self.rate_hz:
+            raise UserError(
+                f"rate_hz: {self.rate_hz:g} in lock-step, which goes as fast as robots answer; "
+                f"{remedy}, or set no rate"
+            )
 
 
 @dataclass(frozen=True)
 class RecorderParameters:
     """Parameters of `recorder_node`."""
 
-    team: str = _field("name of a team that ships, or a team file")
-    bundles: str = _field("folder with one bundle per robot: their manifests are recorded, too")
-    recording: str = _field("file to write; one of that name is replaced")
+    team: str = described("name of a team that ships, or a team file")
+    bundles: str = described("folder with one bundle per robot: their manifests are recorded, too")
+    recording: str = described("file to write; one of that name is replaced")
+    robots: str = described("the robots' own parameters as JSON: they are recorded, too", "{}")
 
 
 def declare(node: Node, kind: type[P]) -> P:
     """Declare all fields of dataclass `kind` on a node and read their values.
 
     Raises:
-        UserError: a required parameter is not set, or a value has the wrong type, is out of range
-        or
-            is not one of the choices.
+        UserError: a required parameter is not set, or a value has the wrong type, is out of range,
+            is not one of the choices or does not go with another.
     """
     hints = typing.get_type_hints(kind)
     values = {
         field.name: _declare_one(node, field, hints[field.name], field.name)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
     }
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{node.get_fully_qualified_name()}: {error}") from None
 
 
 def check_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:

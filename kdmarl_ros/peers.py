@@ -13,6 +13,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+UNKNOWN = "_NODE_NAME_UNKNOWN_"  # an endpoint that is known before its node is
+
 
 def publisher_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
     """What is wrong with the publishers of a topic that a node listens to, in words."""

@@ -80,6 +80,7 @@ class PolicyNode(LifecycleNode):
             cli_args=None if arguments is None else list(arguments),
             use_global_arguments=arguments is None,
         )
+        self._knows_peers_s = time.monotonic() + DISCOVERY_S
         self._given = declare(self, PolicyParameters)
         self._namespace = self.get_namespace().strip("/")
         self._runtime: PolicyRuntime | None = None
@@ -339,8 +340,7 @@ class PolicyNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._runtime is not None
         if self._given.sole_publisher:
-            time.sleep(DISCOVERY_S)
-            others = peers.rivals(self, self._action.topic_name)
+            others = self._await_rivals(self._action.topic_name)
             if others:
                 raise UserError(
                     f"{self._action.topic_name}: {', '.join(others)} publishes there already; end "
@@ -354,6 +354,15 @@ class PolicyNode(LifecycleNode):
         self._last: Decision | None = None
         self._failure = ""
         self._active = True
+
+    def _await_rivals(self, topic: str) -> list[str]:
+        """Who else publishes a topic; waits until this process has lived long enough to know."""
+        while True:
+            others = peers.rivals(self, topic)
+            named = bool(others) and not any(peers.UNKNOWN in name for name in others)
+            if named or time.monotonic() > self._knows_peers_s:
+                return others
+            time.sleep(LEAST_CHECK_S)
 
     def _deactivate(self) -> None:
         if not self._active:

@@ -8,29 +8,25 @@ not.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
-from rosgraph_msgs.msg import Clock
-from visualization_msgs.msg import MarkerArray
 
 from kdmarl_core.bundle import MANIFEST
 from kdmarl_core.errors import UserError
 from kdmarl_core.team import load_team
 from kdmarl_ros import qos, topics
-from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
 from kdmarl_ros.parameters import RecorderParameters, declare, refuse_undeclared
 from kdmarl_ros.recording import Channel, RecordingWriter
 from kdmarl_ros.spin import Stop
 from kdmarl_ros.spin import main as spin_main
-from kdmarl_ros.sros2 import sensor_topics
+from kdmarl_ros.team_topics import action_topics, recorded_topics, sensor_topics
 
 POLL_S = 0.003
 LOOK_FOR_ROBOTS_S = 0.02
@@ -49,22 +45,13 @@ class RecorderNode(Node):
         given = declare(self, RecorderParameters)
         refuse_undeclared(self)
         team = load_team(given.team)
-        names = [robot.name for robot in team.robots]
-        self._actions = [topics.of_robot(name, topics.ACTION) for name in names]
-        sensors = [name for robot in team.robots for name in sensor_topics(robot, team)]
-        self._topics: list[tuple[str, Any, QoSProfile]] = [
-            *((name, AgentAction, qos.ACTION) for name in self._actions),
-            (topics.STEP, StepResult, qos.STEP_RESULT),
-            (topics.CLOCK, Clock, qos.CLOCK),
-            (topics.MARKERS, MarkerArray, qos.LATCHED),
-            (topics.DIAGNOSTICS, DiagnosticArray, qos.DIAGNOSTICS),
-            *((name, FeatureBlock, qos.sensor("reliable")) for name in sensors),
-        ]
-        self._before_sensors = len(self._topics) - len(sensors)
+        self._topics = recorded_topics(team)
+        self._actions = [topic.name for topic in action_topics(team)]
+        self._before_sensors = len(self._topics) - len(sensor_topics(team))
         self._path = Path(given.recording)
         channels = [
-            Channel(f"/{name.strip('/')}", _type_name(kind), offered)
-            for name, kind, offered in self._topics
+            Channel(f"/{topic.name.strip('/')}", _type_name(topic.kind), topic.offered)
+            for topic in self._topics
         ]
         manifests = {
             robot.name: (Path(given.bundles) / robot.bundle / MANIFEST).read_text(encoding="utf-8")
@@ -73,7 +60,9 @@ class RecorderNode(Node):
         self._heard: list[Subscription[Any]] = []
         self._count = 0
         try:
-            self._writer = RecordingWriter(self._path, channels, manifests)
+            self._writer = RecordingWriter(
+                self._path, channels, manifests, json.loads(given.robots)
+            )
         except OSError as error:
             raise self._stopped(error) from None
 

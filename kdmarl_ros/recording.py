@@ -6,12 +6,13 @@ The profile is that of rosbag2, so that `ros2 bag`, Foxglove and others open the
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import IO, Any, NamedTuple
 
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_share_path
@@ -26,7 +27,7 @@ from zstandard import ZstdError
 
 from kdmarl_core.errors import UserError
 
-MANIFESTS = "manifest/"  # and the robot: the names of metadata
+MANIFESTS, PARAMETERS = "manifest/", "parameters/"  # and the robot: the names of metadata
 CHUNK_BYTES = 256 * 1024  # what a recorder that is killed loses at most
 
 _BUILT_IN = re.compile(r"(bool|byte|char|w?string(<=\d+)?|float(32|64)|u?int(8|16|32|64))$")
@@ -55,6 +56,7 @@ class Recording(NamedTuple):
     """What a file holds, in the order in which it was published."""
 
     manifests: Mapping[str, str]  # JSON by robot
+    parameters: Mapping[str, Mapping[str, Any]]  # of its node, by robot
     messages: Sequence[Recorded]
     cut_off: bool  # its recorder was killed: the end is missing
 
@@ -63,15 +65,21 @@ class RecordingWriter:
     """Writes one file; an `OSError` of any call means that nothing more can be written."""
 
     def __init__(
-        self, path: Path, channels: Sequence[Channel], manifests: Mapping[str, str]
+        self,
+        path: Path,
+        channels: Sequence[Channel],
+        manifests: Mapping[str, str],
+        parameters: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
-        """Begin a file, which replaces one of that name."""
+        """Begin a file, which replaces one of that name; manifests and parameters are by robot."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = path.open("wb")
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
         self._writer.start(_PROFILE, "kdmarl")
         for robot, manifest in manifests.items():
             self._writer.add_metadata(MANIFESTS + robot, {"json": manifest})
+        for robot, values in parameters.items():
+            self._writer.add_metadata(PARAMETERS + robot, {"json": json.dumps(values)})
         schemas: dict[str, int] = {}
         self._channels = []
         for channel in channels:
@@ -186,6 +194,7 @@ def read_recording(path: Path) -> Recording:
     schemas: dict[int, str] = {}
     channels: dict[int, tuple[str, str]] = {}
     manifests: dict[str, str] = {}
+    parameters: dict[str, Mapping[str, Any]] = {}
     messages: list[Recorded] = []
     cut_off = False
     try:
@@ -202,6 +211,9 @@ def read_recording(path: Path) -> Recording:
                 elif isinstance(record, Metadata) and record.name.startswith(MANIFESTS):
                     robot = record.name.removeprefix(MANIFESTS)
                     manifests[robot] = record.metadata.get("json", "")
+                elif isinstance(record, Metadata) and record.name.startswith(PARAMETERS):
+                    robot = record.name.removeprefix(PARAMETERS)
+                    parameters[robot] = _mapping(record.metadata.get("json", ""), path)
                 elif isinstance(record, Message):
                     topic, kind = channels.get(record.channel_id, ("", ""))
                     messages.append(Recorded(topic, kind, record.publish_time, record.data))
@@ -211,7 +223,15 @@ def read_recording(path: Path) -> Recording:
         raise UserError(f"{path}: holds no ROS messages; give the recording of a run")
     # The file's order is that of arrival, topic by topic.
     messages.sort(key=lambda message: message.published_ns)
-    return Recording(manifests, messages, cut_off)
+    return Recording(manifests, parameters, messages, cut_off)
+
+
+def _mapping(text: str, path: Path) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        values = json.loads(text)
+        if isinstance(values, dict):
+            return values
+    raise UserError(f"{path}: a robot's parameters are not JSON; record again")
 
 
 def _records(file: IO[bytes]) -> Iterator[object]:

@@ -8,7 +8,8 @@ that was seen: recordings are of runs in lock-step.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rclpy.serialization import deserialize_message
 
@@ -17,7 +18,7 @@ from kdmarl_core.errors import UserError
 from kdmarl_ros import topics
 from kdmarl_ros.inputs import NEVER, Stamp
 from kdmarl_ros.msg import AgentAction, FeatureBlock
-from kdmarl_ros.policy_runtime import PolicyRuntime
+from kdmarl_ros.policy_runtime import PolicyRuntime, RuntimeSettings
 from kdmarl_ros.recording import Recorded, Recording
 
 _TYPES = {"kdmarl_ros/msg/FeatureBlock": FeatureBlock, "kdmarl_ros/msg/AgentAction": AgentAction}
@@ -49,7 +50,7 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
         UserError: the recording has no messages of that robot, or they cannot be decoded.
     """
     manifest = policy.manifest
-    runtime = PolicyRuntime(policy)
+    runtime = PolicyRuntime(policy, _settings(recording.parameters.get(manifest.robot, {})))
     recurrent = manifest.student.state_size > 0
     names = topics.inputs(
         (block.name for block in manifest.blocks), masked=manifest.legal_actions_vary
@@ -59,12 +60,11 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
         for index, name in enumerate(names)
     }
     answers = f"/{topics.of_robot(manifest.robot, topics.ACTION)}"
+    actions = [_decoded(item, where) for item in recording.messages if item.topic == answers]
     decided: dict[Stamp, set[int]] = defaultdict(set)
-    actions: list[AgentAction] = []
+    skipped = _skipped(actions) if recurrent else set()
     last, whole = NEVER, False
     for recorded in recording.messages:
-        if recorded.topic == answers:
-            actions.append(_decoded(recorded, where))
         index = inputs.get(recorded.topic)
         if index is None:
             continue
@@ -78,7 +78,8 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
         if stamp != last:
             # What a recurrent student remembers is known only as long as no step is missing.
             follows = whole and stamp == (last[0], last[1] + 1)
-            whole, last = stamp[1] == 0 or follows or not recurrent, stamp
+            whole = (stamp[1] == 0 or follows or not recurrent) and stamp not in skipped
+            last = stamp
         if whole and not decision.safe:
             decided[stamp].add(decision.action)
     if not actions:
@@ -86,6 +87,29 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
             f"{where}: no actions of robot '{manifest.robot}'; give a recording of its run"
         )
     return _compared(manifest.robot, manifest.actions, actions, decided)
+
+
+def _settings(parameters: Mapping[str, Any]) -> RuntimeSettings:
+    """What a node does to its inputs, by its parameters. The replay knows no silence."""
+    limits, identical = "limits.", "max_identical."
+    return RuntimeSettings(
+        limits={
+            name.removeprefix(limits): (value[0], value[1])
+            for name, value in parameters.items()
+            if name.startswith(limits)
+        },
+        max_identical={
+            name.removeprefix(identical): value
+            for name, value in parameters.items()
+            if name.startswith(identical)
+        },
+    )
+
+
+def _skipped(actions: Sequence[AgentAction]) -> set[Stamp]:
+    """Steps that only the safe action answered: the policy may not have seen them."""
+    safe = {(a.episode, a.step) for a in actions if a.status == AgentAction.STATUS_SAFE}
+    return safe - {(a.episode, a.step) for a in actions if a.status != AgentAction.STATUS_SAFE}
 
 
 def _compared(
@@ -115,7 +139,7 @@ def _compared(
     return Replay(robot, compared, safe, unknown, difference)
 
 
-def _decoded(recorded: Recorded, where: str) -> FeatureBlock | AgentAction:
+def _decoded(recorded: Recorded, where: str) -> Any:
     kind = _TYPES.get(recorded.type_name)
     if kind is None:
         raise UserError(

@@ -27,8 +27,8 @@ from rclpy.expand_topic_name import expand_topic_name
 from kdmarl_core.bundle.signing import write_new
 from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_core.files import atomic_folder
-from kdmarl_core.team import Robot, Team
-from kdmarl_ros import topics
+from kdmarl_core.team import Team
+from kdmarl_ros import team_topics, topics
 from kdmarl_ros.security import ENFORCED, KEYSTORE
 from kdmarl_ros.sensor_map import SensorMap
 
@@ -101,7 +101,7 @@ def team_rights(
                 f"{team.path}: robots: '{robot.name}' is the name of another process; rename it"
             )
     of_robots = {
-        robot.name: robot_rights(robot.name, _inputs(robot, team), maps.get(robot.name))
+        robot.name: robot_rights(robot.name, team_topics.inputs(robot, team), maps.get(robot.name))
         for robot in team.robots
     }
     return of_robots | others
@@ -150,7 +150,7 @@ def bridge_rights(team: Team) -> Rights:
         "/",
         topics.BRIDGE_NODE,
         publish=[
-            *(name for robot in team.robots for name in sensor_topics(robot, team)),
+            *(topic.name for topic in team_topics.sensor_topics(team)),
             topics.STEP,
             topics.MARKERS,
             topics.CLOCK,
@@ -168,9 +168,8 @@ def bridge_rights(team: Team) -> Rights:
 
 def recorder_rights(team: Team) -> Rights:
     """Everything that is recorded in, nothing out."""
-    return _rights(
-        "/", topics.RECORDER_NODE, publish=[], subscribe=recorded_topics(team), serve=[]
-    )
+    heard = [topic.name for topic in team_topics.recorded_topics(team)]
+    return _rights("/", topics.RECORDER_NODE, publish=[], subscribe=heard, serve=[])
 
 
 def operator_rights() -> Rights:
@@ -180,26 +179,6 @@ def operator_rights() -> Rights:
         frozenset({"ros_discovery_info", "rq/*Request", *told, *_OF_EVERY_NODE}),
         frozenset({"ros_discovery_info", "rr/*Reply", "rt/*"}),
     )
-
-
-def recorded_topics(team: Team) -> list[str]:
-    """The topics of a run that a recording holds."""
-    of_robots = [
-        name
-        for robot in team.robots
-        for name in (*sensor_topics(robot, team), topics.of_robot(robot.name, topics.ACTION))
-    ]
-    return [*of_robots, topics.STEP, topics.CLOCK, topics.MARKERS, topics.DIAGNOSTICS]
-
-
-def _inputs(robot: Robot, team: Team) -> list[str]:
-    blocks = (block.name for block in robot.blocks)
-    return topics.inputs(blocks, masked=team.task.spec.legal_actions_vary)
-
-
-def sensor_topics(robot: Robot, team: Team) -> list[str]:
-    """All topics on which the bridge sends to a robot, outside its namespace."""
-    return [topics.of_robot(robot.name, topics.sensor(name)) for name in _inputs(robot, team)]
 
 
 def _rights(

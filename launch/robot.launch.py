@@ -9,7 +9,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from kdmarl_ros.deployment import (
-    LAUNCH_SECURITY,
+    LAUNCH_ROBOT,
     PACKAGE,
     launch_overrides,
     launch_security,
@@ -21,12 +21,7 @@ RESPAWN_DELAY_S = 1.0
 ARGUMENTS = (
     ("robot", None, "name of the robot: its namespace"),
     ("bundle", None, "folder of its bundle: model.onnx and manifest.json"),
-    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
-    ("rate", "", "decisions per second in real-time mode; empty: as the parameter files say"),
-    ("use_sim_time", "false", "stamp with the time of /clock"),
-    ("log_level", "info", "debug, info, warn, error or fatal"),
-    ("respawn", "false", "start the node again when it ends"),
-    *LAUNCH_SECURITY,
+    *LAUNCH_ROBOT,
 )
 
 
@@ -46,7 +41,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         given["robot"],
         bundle=given["bundle"],
         robots=given["robots"],
-        overrides=launch_overrides(given["rate"], given["use_sim_time"]),
+        overrides=launch_overrides(given),
         security=launch_security(given),
     )
     node = Node(

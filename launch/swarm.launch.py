@@ -17,12 +17,15 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from kdmarl_ros.deployment import (
-    LAUNCH_SECURITY,
+    LAUNCH_ROBOT,
+    LAUNCH_SIMULATION,
     PACKAGE,
     RECORDING,
     Process,
+    launch_number,
     launch_overrides,
     launch_security,
+    launch_simulation,
     launch_switch,
     plan_swarm,
 )
@@ -30,21 +33,16 @@ from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = (
     ("team", "simple_spread", "name of a team that ships, or a team file"),
+    ("task", "", "task that the team must play; empty: whatever its file says"),
     ("bundles", "", "folder with one bundle per robot; empty: runs/bundles/<team>"),
-    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
     ("episodes", "100", "episodes to play"),
     ("seed", "0", "base seed of the episodes"),
     ("results", "episodes.jsonl", "file that gets one JSON line per finished episode"),
-    ("rate", "", "decisions per second in real-time mode; empty: as the parameter files say"),
-    ("use_sim_time", "false", "robots stamp with the time of /clock, which the bridge publishes"),
-    ("log_level", "info", "debug, info, warn, error or fatal"),
-    ("respawn", "false", "start a robot's node again when it ends"),
     ("hosted", "false", "all robots in one process, for a fleet"),
     ("record", "false", f"record all messages into {RECORDING} beside the results"),
-    *LAUNCH_SECURITY,
+    *LAUNCH_SIMULATION,
+    *LAUNCH_ROBOT,
 )
-SECURITY = tuple(name for name, _, _ in LAUNCH_SECURITY)
-PASSED_ON = ("robots", "rate", "use_sim_time", "log_level", "respawn", *SECURITY)
 ROBOT_LAUNCH = Path(__file__).with_name("robot.launch.py")
 
 
@@ -66,10 +64,12 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         given["team"],
         bundles=given["bundles"],
         robots=given["robots"],
-        episodes=int(given["episodes"]),
-        seed=int(given["seed"]),
+        task=given["task"],
+        episodes=launch_number("episodes", given["episodes"]),
+        seed=launch_number("seed", given["seed"]),
         results=results,
-        overrides=launch_overrides(given["rate"], given["use_sim_time"]),
+        overrides=launch_overrides(given),
+        simulation=launch_simulation(given),
         security=launch_security(given),
         recording=results.with_name(RECORDING) if record else None,
         hosted=launch_switch("hosted", given["hosted"]),
@@ -80,7 +80,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             launch_arguments={
                 "robot": process.namespace,
                 "bundle": str(process.parameters["bundle"]),
-                **{name: given[name] for name in PASSED_ON},
+                **{name: given[name] for name, _, _ in LAUNCH_ROBOT},
             }.items(),
         )
         for process in deployment.robots

@@ -10,9 +10,13 @@ from kdmarl_core.bundle import write_bundle
 from kdmarl_core.bundle.signing import make_keys, read_private_key, sign_bundle
 from kdmarl_core.files import share_folder
 from kdmarl_ros.deployment import (
+    LAUNCH_ROBOT,
+    LAUNCH_SIMULATION,
     Process,
+    launch_number,
     launch_overrides,
     launch_security,
+    launch_simulation,
     plan_robot,
     plan_swarm,
     robot_parameters,
@@ -35,6 +39,11 @@ MAP = {
         "acceleration": 1.0,
     },
 }
+
+
+def launched(**changes):
+    """The launch arguments of a swarm, as texts."""
+    return {name: default for name, default, _ in (*LAUNCH_ROBOT, *LAUNCH_SIMULATION)} | changes
 
 
 def write_parameters(path, node=SHARED, **values):
@@ -158,10 +167,12 @@ def test_relative_paths_begin_at_their_file(tmp_path):
 
 
 def test_use_sim_time_and_overrides_win(deployment):
-    robot = plan(overrides=launch_overrides("20", "True")).robots[0]
+    robot = plan(
+        overrides=launch_overrides(launched(real_time="true", rate="20", use_sim_time="True"))
+    ).robots[0]
     assert robot.parameters["use_sim_time"] is True
     assert robot.parameters["rate_hz"] == 20.0
-    assert launch_overrides("", "false") == {"use_sim_time": False}
+    assert launch_overrides(launched()) == {"use_sim_time": False}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +282,7 @@ def test_security_is_told_to_all_nodes_over_their_files(deployment, tmp_path, re
     ) == planned.robots[1]  # fmt: skip
 
 
-def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refusal):
+def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refusal, monkeypatch):
     private, _, _ = make_keys(tmp_path / "keys" / "fleet")
     key = read_private_key(private)
     for name in NAMES:
@@ -297,18 +308,52 @@ def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refus
     make_keystore(
         tmp_path / "keystore", team_rights(planned.team, maps), ros_domain(os.environ), days=1
     )
+    tried = []
+    monkeypatch.setattr("kdmarl_ros.sros2.unsecured", lambda *probe: tried.append(probe) or "no")
     secured = plan(security=leave._replace(keystore="keystore"))
     one = plan_robot(
         "robot_1", bundle="bundles/robot_1", robots="robots",
         security=leave._replace(keystore="keystore"),
     )  # fmt: skip
     assert one == secured.robots[1]
+    assert len(tried) == 1  # the middleware is the same for all
 
 
-def test_a_rate_is_the_robots_and_the_bridges(deployment):
-    planned = plan(overrides={"rate_hz": 20.0})
-    assert [process.parameters["rate_hz"] for process in planned.processes] == [20.0] * 4
+def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
+    planned = plan(overrides={"mode": "real_time", "rate_hz": 20.0})
+    for process in planned.processes:
+        assert process.parameters["mode"] == "real_time"
+        assert process.parameters["rate_hz"] == 20.0
+    assert "mode" not in plan().bridge.parameters
     assert "rate_hz" not in plan().bridge.parameters
+
+
+def test_disturbances_are_the_bridges_alone(deployment):
+    loss = launch_simulation(launched(sensor_loss="0.1", sensor_delay_steps="2"))
+    planned = plan(overrides={"mode": "real_time"}, simulation=loss)
+    assert planned.bridge.parameters["sensor_loss"] == 0.1
+    assert planned.bridge.parameters["sensor_delay_steps"] == 2
+    assert all("sensor_loss" not in robot.parameters for robot in planned.robots)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"overrides": {"rate_hz": 20.0}}, ["rate_hz", "lock-step", "--real-time"]),
+        ({"simulation": {"sensor_loss": 0.1}}, ["sensor_loss", "lock-step", "--real-time"]),
+        ({"simulation": {"sensor_loss": 1.5}}, ["sensor_loss", "1.5", "between 0.0 and 1.0"]),
+        ({"simulation": {"sensor_delay_steps": -1}}, ["sensor_delay_steps", "-1"]),
+        ({"episodes": 0}, ["episodes", "0"]),
+        ({"task": "smax/3m"}, ["trio.yaml", "mpe/simple_spread is not smax/3m"]),
+    ],
+    ids=name_of_case,
+)
+def test_a_simulation_that_cannot_be_is_refused_before_it_starts(
+    deployment, refusal, given, words
+):
+    message = refusal(plan, **given)
+    for word in words:
+        assert word in message
 
 
 def test_limits_of_blocks_reach_the_robots(deployment, tmp_path):
@@ -332,21 +377,25 @@ def test_bad_security_of_a_launch(refusal, name, value, words):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("name", "value", "read", "words"),
     [
-        (("fast", "false"), ["rate", "'fast'"]),
-        (("10", "perhaps"), ["use_sim_time", "'perhaps'", "true or false"]),
+        ("rate", "fast", launch_overrides, ["rate", "'fast'", "not a number"]),
+        ("use_sim_time", "perhaps", launch_overrides, ["use_sim_time", "true or false"]),
+        ("real_time", "1", launch_overrides, ["real_time", "true or false"]),
+        ("sensor_noise", "much", launch_simulation, ["sensor_noise", "'much'", "not a number"]),
+        ("sensor_delay_steps", "0.5", launch_simulation, ["'0.5'", "not a whole number"]),
     ],
 )
-def test_bad_launch_arguments(refusal, arguments, words):
-    message = refusal(launch_overrides, *arguments)
+def test_bad_launch_arguments(refusal, name, value, read, words):
+    message = refusal(read, launched(**{name: value}))
     for word in words:
         assert word in message
+    assert "episodes: 'all' is not a whole number" in refusal(launch_number, "episodes", "all")
 
 
 def test_a_robot_with_a_bad_name_or_rate(deployment, refusal):
     assert "'robot 1'" in refusal(plan_robot, "robot 1", bundle="bundles/robot_1")
-    message = refusal(plan, overrides=launch_overrides("-3", "false"))
+    message = refusal(plan, overrides=launch_overrides(launched(rate="-3")))
     assert "rate_hz: -3.0 is not between" in message
 
 

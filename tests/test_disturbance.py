@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from kdmarl_ros.disturbance import Disturbance, DisturbanceSettings
+from kdmarl_ros.disturbance import Disturbance
+from kdmarl_ros.simulation import SimulationSettings
 
 SAFE = 7
 
 
 def disturbance(robot=0, seed=0, **settings):
-    made = Disturbance(DisturbanceSettings(**settings), robot, SAFE)
+    made = Disturbance(SimulationSettings(**settings), robot, SAFE)
     made.begin(seed)
     return made
 

@@ -243,6 +243,18 @@ def test_safe_actions_are_not_the_policys(tmp_path):
     assert found == ("robot_0", EPISODES * STEPS - 1, 1, 0, None)
 
 
+def test_memory_of_a_step_that_was_not_the_policys_is_not_known(tmp_path):
+    """A node that recovers from a silence does not decide: what it remembers differs then."""
+    policy = recurrent()
+    messages = run_of(policy)
+    place = index_of(messages, 1, 2)
+    messages[place][1].status = AgentAction.STATUS_SAFE
+    messages[index_of(messages, 1, 4)][1].action = 99
+    found = replayed(write(tmp_path / "run.mcap", messages), policy)
+    assert (found.safe, found.unknown) == (1, STEPS - 3)
+    assert found.difference is None
+
+
 def test_messages_that_cannot_be_used_are_named(tmp_path, refusal):
     writer = RecordingWriter(tmp_path / "run.mcap", CHANNELS, {})
     writer.write(0, b"\x00\x01\x00\x00short", 0, 0)

@@ -1,5 +1,7 @@
 """Team files: what robots share, what one changes, and what of it is said twice."""
 
+from pathlib import Path
+
 import pytest
 from helpers import TASK, TEAM_FILE, changed, write_yaml
 
@@ -66,6 +68,23 @@ def test_bases_have_bases(load, tmp_path):
     }
     team = load({"robots": {"robot_1": {"student": {"width": 31}}}}, middle)
     assert [robot.student.width for robot in team.robots] == [20, 31, 8]
+
+
+def test_relative_paths_begin_at_their_file(tmp_path, monkeypatch):
+    """A base and its recipe lie where their files say, whatever the folder of the command."""
+    (tmp_path / "teams" / "shared").mkdir(parents=True)
+    write_yaml(tmp_path / "teams" / "shared" / "first.yaml", TEAM_FILE | {"recipe": "slow.yaml"})
+    path = write_yaml(tmp_path / "teams" / "second.yaml", {"base": "shared/first.yaml"})
+    for folder, name in ((tmp_path, "teams/second.yaml"), (path.parent, "second.yaml")):
+        monkeypatch.chdir(folder)
+        team = load_team(name)
+        assert len(team.robots) == 3
+        assert Path(team.recipe).resolve() == path.parent / "shared" / "slow.yaml"
+
+
+def test_a_base_that_leads_back_is_refused_however_it_is_spelt(tmp_path, refusal):
+    path = write_yaml(tmp_path / "loop.yaml", {"base": f"../{tmp_path.name}/loop.yaml"})
+    assert "leads back" in refusal(load_team, str(path))
 
 
 def test_defaults_are_what_robots_share(load):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from kdmarl_core.bundle.onnx_check import LARGEST_MODEL
+from kdmarl_core.bundle.sha256 import sha256_hex
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, read_json
 
@@ -137,7 +137,7 @@ class Manifest:
 
 def write_bundle(folder: Path, manifest: Manifest, model: bytes) -> Manifest:
     """Write a bundle into an existing folder; returns the manifest with hash and size."""
-    entry = ModelEntry(MODEL, hashlib.sha256(model).hexdigest(), len(model))
+    entry = ModelEntry(MODEL, sha256_hex(model), len(model))
     manifest = dataclasses.replace(manifest, model=entry)
     (folder / MODEL).write_bytes(model)
     (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
@@ -172,7 +172,7 @@ def read_bundle(folder: Path) -> tuple[Manifest, bytes]:
             f"{folder / MODEL}: {len(model)} bytes, the manifest says {manifest.model.bytes}; "
             "copy the bundle again"
         )
-    found = hashlib.sha256(model).hexdigest()
+    found = sha256_hex(model)
     if found != manifest.model.sha256:
         raise UserError(
             f"{folder / MODEL}: SHA-256 {found[:12]}... is not the manifest's "

@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kdmarl_core.bundle.manifest import MANIFEST, Manifest, read_bundle
+from kdmarl_core.bundle.sha256 import sha256_hex
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, read_json
 
@@ -175,7 +175,7 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
 
 def key_id(public: bytes) -> str:
     """The short name of a public key: the start of its SHA-256."""
-    return hashlib.sha256(public).hexdigest()[:ID_LETTERS]
+    return sha256_hex(public)[:ID_LETTERS]
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
@@ -339,7 +339,7 @@ def _verify(key: TrustedKey, signed: SignatureFile, manifest: Manifest, path: Pa
                 f"{path}: the signature could not be checked ({said[-1]}); "
                 "is kdmarl[security] installed?"
             )
-    found = hashlib.sha256(content).hexdigest()[:12]
+    found = sha256_hex(content)[:12]
     raise UserError(
         f"{path}: not key {signed.key}'s ({key.name}) signature of this manifest (canonical "
         f"SHA-256 {found}...); the manifest was altered or signed anew, copy the bundle again"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
@@ -16,9 +19,10 @@ from kdmarl_core.cli.common import (
     print_table,
     progress_bar,
 )
+from kdmarl_ros.simulation import SimulationSettings
 
 if TYPE_CHECKING:
-    from kdmarl_ros.deployment import SecurityPlan
+    from kdmarl_ros.deployment import SecurityPlan, Value
     from kdmarl_ros.results import EpisodeResult
 
 
@@ -31,12 +35,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--bundles", default="", metavar="DIR", help="default runs/bundles/<team>")
     parser.add_argument("--robots", default="", metavar="DIR", help="folder of parameter files")
     parser.add_argument("--episodes", type=positive, default=100, help="to play (default 100)")
-    parser.add_argument(
-        "--rate",
-        type=float,
-        metavar="HZ",
-        help="decisions and steps per second in real-time mode (default: as configured)",
-    )
+    add_simulation(parser)
     add_output(parser, "runs/swarm/<team>")
     parser.add_argument(
         "--record", action="store_true", help="record all messages into recording.mcap"
@@ -49,6 +48,26 @@ def add_command(commands: Any) -> None:
     add_seed(parser)
     add_json(parser)
     parser.set_defaults(command=swarm_command)
+
+
+def add_simulation(parser: argparse.ArgumentParser) -> None:
+    """When the simulation goes on, and what makes it more like robots."""
+    parser.add_argument(
+        "--real-time",
+        action="store_true",
+        help="step and decide at a rate, whoever has answered (default: once all have)",
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="of real time (default: the task's)"
+    )
+    for item in dataclasses.fields(SimulationSettings):
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=type(item.default),
+            default=item.default,
+            metavar="N",
+            help=f"{item.metadata['description']} (default {item.default})",
+        )
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +92,7 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 def swarm_command(arguments: argparse.Namespace) -> None:
     """Fly the team and print the figures; Ctrl-C ends it cleanly with what has been flown."""
-    from kdmarl_ros.deployment import SecurityPlan
+    from kdmarl_ros.deployment import SecurityPlan, in_time
 
     folder = Path(arguments.output or f"runs/swarm/{Path(arguments.team).stem}")
     _, figures = fly_team(
@@ -92,7 +111,11 @@ def swarm_command(arguments: argparse.Namespace) -> None:
             arguments.allow_unsecured_middleware,
         ),
         record=arguments.record,
-        rate=arguments.rate,
+        overrides=in_time(arguments.real_time, arguments.rate),
+        simulation={
+            item.name: getattr(arguments, item.name)
+            for item in dataclasses.fields(SimulationSettings)
+        },
         hosted=arguments.hosted,
     )
     if arguments.json:
@@ -113,7 +136,8 @@ def fly_team(
     overwrite: bool,
     security: SecurityPlan | None = None,
     record: bool = False,
-    rate: float | None = None,
+    overrides: Mapping[str, Value] = MappingProxyType({}),
+    simulation: Mapping[str, Value] = MappingProxyType({}),
     hosted: bool = False,
 ) -> tuple[list[EpisodeResult], dict[str, Any]]:
     """Fly a team with a live line; returns its finished episodes and their figures.
@@ -136,7 +160,8 @@ def fly_team(
         episodes=episodes,
         seed=seed,
         results=results,
-        overrides={} if rate is None else {"rate_hz": rate},
+        overrides=overrides,
+        simulation=simulation,
         security=security or AS_CONFIGURED,
         recording=folder / RECORDING if record else None,
         hosted=hosted,

@@ -10,13 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from helpers import make_teacher, opinionated, write_yaml
+from helpers import make_manifest, make_model, write_yaml
 
-from kdmarl_core.bundle import load_policy
-from kdmarl_core.distil.recipe import load_recipe
-from kdmarl_core.distil.run import Work, export, write_team
-from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.bundle import StudentEntry, load_policy, write_bundle
 from kdmarl_core.files import executable_prefix
 from kdmarl_core.team import Team, load_team
 
@@ -50,11 +46,24 @@ def write_bundles(tmp_path_factory):
     """Makes a folder with one bundle per robot of a team."""
 
     def write(team: Team) -> Path:
-        torch.manual_seed(0)
-        students = opinionated(StudentTeam(team))
-        work = Work(team, *make_teacher(team.task.spec), load_recipe(team.recipe), seed=0)
         folder = tmp_path_factory.mktemp("team") / "bundles"
-        write_team(export(work, students), None, folder, overwrite=False)
+        for index, robot in enumerate(team.robots):
+            student = robot.student
+            state_size = student.width if student.network == "gru" else 0
+            manifest = make_manifest(
+                [(block.name, block.size) for block in robot.blocks],
+                team=team.name,
+                robot=robot.name,
+                task=team.task.spec.name,
+                agent=robot.agent.name,
+                rate_hz=team.task.spec.rate_hz,
+                actions=robot.agent.actions,
+                safe_action=robot.safe_action,
+                legal_actions_vary=team.task.spec.legal_actions_vary,
+                student=StudentEntry(student.network, student.width, 0, 0, state_size),
+            )
+            (folder / robot.name).mkdir(parents=True)
+            write_bundle(folder / robot.name, manifest, make_model(manifest, seed=index))
         return folder
 
     return write

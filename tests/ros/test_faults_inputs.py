@@ -54,6 +54,12 @@ def real_time(module_domain, start_shared_node, bundles):
         yield sensors
 
 
+def until_reported_and_safe(sensors, words, send):
+    """While the fault goes on; the report may come a moment before the action."""
+    sensors.until_reported(words, level=ERROR, meanwhile=send)
+    sensors.until(lambda: sensors.actions[-1].status == SAFE, meanwhile=send)
+
+
 # Row 2 comes first: the node has seen nothing yet.
 
 
@@ -113,10 +119,7 @@ def test_one_bad_message_does_not_trip_and_persistent_ones_do(real_time):
     real_time.until_reported("dropping velocity/non_finite", level=WARN, meanwhile=poison_some)
     assert real_time.dropped()["velocity/non_finite"] > before
     assert all(action.status == POLICY for action in real_time.actions)
-    real_time.until_reported(
-        "stale velocity", level=ERROR, meanwhile=lambda: real_time.send_new(change=poison)
-    )
-    assert real_time.actions[-1].status == SAFE
+    until_reported_and_safe(real_time, "stale velocity", lambda: real_time.send_new(change=poison))
 
 
 def test_a_frozen_sensor_is_an_error(real_time):
@@ -125,10 +128,9 @@ def test_a_frozen_sensor_is_an_error(real_time):
     def freeze(observation):
         observation[real_time.part("velocity")] = 0.25
 
-    real_time.until_reported(
-        "frozen velocity", level=ERROR, meanwhile=lambda: real_time.send_new(change=freeze)
+    until_reported_and_safe(
+        real_time, "frozen velocity", lambda: real_time.send_new(change=freeze)
     )
-    assert real_time.actions[-1].status == SAFE
     real_time.until_acting()
 
 
@@ -171,9 +173,8 @@ def test_measurements_at_the_wrong_time_are_no_measurements(real_time, age_s, re
         real_time.send_new(age_s=age_s)
 
     real_time.until_reported(words, meanwhile=send)
-    real_time.until_reported("stale", level=ERROR, meanwhile=send)
+    until_reported_and_safe(real_time, "stale", send)
     assert real_time.dropped()[f"position/{reason}"] > before
-    assert real_time.actions[-1].status == SAFE
     real_time.until_acting()
 
 
@@ -183,20 +184,22 @@ def test_duplicates_and_old_stamps_are_dropped(real_time):
     newest = real_time.step
     real_time.until_acting()
     before = real_time.dropped()
-    shuffled = list(range(newest - 50, newest)) * 2
-    random.Random(0).shuffle(shuffled)
+    rng = random.Random(0)
+    observation = observations(real_time.manifest, 1)[0]
     real_time.actions.clear()
 
-    def send_old():
-        real_time.send(observations(real_time.manifest, 1)[0], 1, shuffled.pop(), time.time())
+    def counted(reason):
+        key = f"position/{reason}"
+        return real_time.dropped().get(key, 0) > before.get(key, 0)
 
-    real_time.until(lambda: not shuffled, meanwhile=send_old)
-    for _ in range(5):
-        real_time.send(observations(real_time.manifest, 1)[0], 1, real_time.step, time.time())
-    real_time.until_reported("", meanwhile=real_time.send_new)
-    new = {key: count - before.get(key, 0) for key, count in real_time.dropped().items()}
-    assert new["position/old"] > 0
-    assert new["position/duplicate"] > 0
+    def send_old():
+        real_time.send(observation, 1, newest - rng.randrange(1, 50), time.time())
+
+    def send_again():
+        real_time.send(observation, 1, real_time.step, time.time())
+
+    real_time.until(lambda: counted("old"), meanwhile=send_old)
+    real_time.until(lambda: counted("duplicate"), meanwhile=send_again)
     assert all(action.step >= newest for action in real_time.actions)
     real_time.until_acting()
 

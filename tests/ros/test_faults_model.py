@@ -1,6 +1,6 @@
 """Faults of the model: damaged, swapped, or failing while it flies.
 
-Rows 7, 8, 14 to 16, 18 and 29 of the fault table.
+Rows 7, 8, 14 to 18 and 29 of the fault table.
 """
 
 import dataclasses
@@ -244,6 +244,42 @@ def test_a_damaged_bundle_does_not_replace_the_one_in_use(sensors, node, bundles
     assert "blocks" in answer.message
     assert "agent agent_2 instead of agent_0" in answer.message
     assert sensors.answer(observation, 0, 3).action == 4
+
+
+def external(inputs, outputs):
+    """Weights that lie in another file, outside of the bundle."""
+    model = onnx.load_from_string(gain(inputs, outputs))
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="../x")
+    return model.SerializeToString()
+
+
+def unknown_operator(inputs, outputs):
+    nodes = [
+        helper.make_node("MatMul", [OBSERVATION, "weights"], ["hidden"]),
+        helper.make_node("Erf", ["hidden"], [LOGITS]),
+    ]
+    return graph(nodes, inputs, outputs, {"weights": np.ones((inputs, outputs), np.float32)})
+
+
+def further_input(inputs, outputs):
+    model = onnx.load_from_string(gain(inputs, outputs))
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1, 2]))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(external, ["external data"]), (unknown_operator, ["Erf"]), (further_input, ["more"])],
+)
+def test_a_model_with_what_no_student_needs_is_refused(domain, node, bundle_with, model, words):
+    child = node(bundle_with(model))
+    assert child.wait(timeout=60) == 2
+    [line] = [text for text in child.log.read_text().splitlines() if text.startswith("kdmarl: ")]
+    for word in words:
+        assert word in line
 
 
 def test_another_robots_bundle_is_refused(domain, node, bundles):

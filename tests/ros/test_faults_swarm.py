@@ -9,19 +9,22 @@ import resource
 import psutil
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from helpers import write_yaml
+from rcl_interfaces.srv import ListParameters
 from ros_driver import LONG_S, driving, observations
 from std_srvs.srv import SetBool, Trigger
 
 from kdmarl_core.bundle import load_policy
 from kdmarl_core.evaluate import BundlePlayer, play
-from kdmarl_core.team import load_team
+from kdmarl_core.team import load_bundles, load_team
 from kdmarl_ros import qos, results, topics
 from kdmarl_ros.msg import AgentAction, StepResult
 
 pytestmark = pytest.mark.ros
 
 ROBOTS = ["robot_0", "robot_1", "robot_2"]
-SOAK_STEPS = 3000  # benchmarks/faults.py makes 100,000
+EPISODES = 200  # during which robots and bridge are killed
+SOAK_STEPS = 2000  # benchmarks/faults.py makes 100,000
 GROWTH_MB = 5
 
 
@@ -108,34 +111,64 @@ def test_in_real_time_nobody_waits_for_a_robot_that_was_killed(watcher, robot, b
 
 
 def test_a_swarm_that_is_killed_again_and_again_loses_no_finished_episode(
-    watcher, robot, bridge, path, policies
+    watcher, start_node, write_bundles, path, tmp_path
 ):
+    document = {
+        "task": "pettingzoo/mpe2.simple_spread_v3?max_cycles=5",  # episodes of five steps
+        "teacher": "nobody",
+        "defaults": {
+            "sensors": ["observation"],
+            "safe_action": "action_0",
+            "student": {"network": "mlp", "width": 8},
+        },
+        "robots": {name: {"agent": f"agent_{i}"} for i, name in enumerate(ROBOTS)},
+    }
+    file = write_yaml(tmp_path / "short.yaml", document)
+    team = load_team(str(file))
+    bundles = write_bundles(team)
+
+    def start(name, episodes=1_000_000):
+        if name == "bridge":
+            return start_node(
+                "bridge_node", "-p", f"team:={file}", "-p", f"results:={path}",
+                "-p", f"episodes:={episodes}", "-p", "step_deadline_s:=0.5",
+            )  # fmt: skip
+        return start_node(
+            "policy_node", "-r", f"__ns:=/{name}", "-p", f"bundle:={bundles / name}",
+            "-p", "sensor_reliability:=reliable", "-p", "timeout_s:=0.5",
+        )  # fmt: skip
+
     rng = random.Random(0)
-    episodes = ["-p", "episodes:=40"]
-    children = {name: robot(name) for name in ROBOTS}
-    children["bridge"] = bridge(*episodes)
-    watcher.more_steps(1)
+    children = {name: start(name) for name in (*ROBOTS, "bridge")}
     seen = []
-    for victim in (*ROBOTS, "bridge", "bridge", rng.choice(ROBOTS)):
+    for victim in (*ROBOTS, "bridge"):
         watcher.more_steps(rng.randrange(5, 60))
         children[victim].kill()
         children[victim].wait()
         finished = results.read(path)
         assert finished[: len(seen)] == seen
         seen = finished
-        children[victim] = bridge(*episodes) if victim == "bridge" else robot(victim)
-    assert children["bridge"].wait(timeout=100) == 0
+        children[victim] = start(victim)
+    watcher.more_steps(1)
+    children["bridge"].kill()
+    children["bridge"].wait()
+    # Whatever the machine's speed, some are still to be played.
+    episodes = max(EPISODES, len(results.read(path)) + 10)
+    assert start("bridge", episodes).wait(timeout=60) == 0
     finished = results.read(path)
     assert finished[: len(seen)] == seen
-    assert [episode.index for episode in finished] == list(range(40))
+    assert [episode.index for episode in finished] == list(range(episodes))
     # What was flown without a miss is what is flown offline.
+    player = BundlePlayer(load_bundles(team, bundles), team)
     clean = 0
-    for ours, theirs in zip(finished, offline(policies, 40), strict=True):
+    for ours, theirs in zip(
+        finished, play(team.task.make_reference(), player, episodes, seed=0), strict=True
+    ):
         assert ours.seed == theirs.seed
         if ours.missed_deadlines == ours.safe_actions == 0:
             clean += 1
             assert [list(joint) for joint in ours.actions] == theirs.actions
-    assert clean > 20
+    assert clean >= 10
 
 
 def test_results_of_other_models_or_teams_are_not_mixed(robot, bridge, domain, path, tmp_path):
@@ -275,8 +308,9 @@ def test_memory_does_not_grow(domain, start_node, bundles):
             sensors.send(shown[step % 100], 1, step)
             sensors.until(lambda n=step: sensors.actions and sensors.actions[-1].step == n)
             sensors.actions.clear()
-            if step % 500 == 0:
-                sensors.state()  # somebody looks at it now and then
+            if step % 200 == 0:
+                # Somebody looks at it now and then.
+                sensors.call(ListParameters, "list_parameters", ListParameters.Request())
                 sizes_mb.append(process.memory_info().rss / 1e6)
         assert sizes_mb[-1] < sizes_mb[1] + GROWTH_MB
         assert sizes_mb[-1] < 100

@@ -78,24 +78,22 @@ def until(condition, timeout_s=60.0):
     return found
 
 
+ROBOT_ARGUMENTS = {
+    *{"robots", "real_time", "rate", "use_sim_time", "log_level", "respawn"},
+    *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
+}
+SWARM_ARGUMENTS = {
+    *{"team", "task", "bundles", "episodes", "seed", "results", "record"},
+    *{"sensor_delay_steps", "action_delay_steps", "sensor_noise", "sensor_loss"},
+    "step_deadline_s",
+}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
-            "swarm.launch.py",
-            {
-                *{"team", "bundles", "robots", "episodes", "seed", "results", "rate"},
-                *{"use_sim_time", "log_level", "respawn", "record"},
-                *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
-            },
-        ),
-        (
-            "robot.launch.py",
-            {
-                *{"robot", "bundle", "robots", "rate", "use_sim_time", "log_level", "respawn"},
-                *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
-            },
-        ),
+        ("swarm.launch.py", SWARM_ARGUMENTS | ROBOT_ARGUMENTS),
+        ("robot.launch.py", {"robot", "bundle"} | ROBOT_ARGUMENTS),
     ],
 )
 def test_arguments_are_documented(name, expected):
@@ -134,6 +132,19 @@ def test_a_killed_robot_comes_back_into_the_swarm(launch, bundles, tmp_path):
     assert swarm.returncode == 0
 
 
+def test_a_swarm_in_real_time_with_loss(launch, bundles, tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    swarm = launch(
+        "swarm.launch.py", bundles=bundles, task="mpe/simple_spread", episodes=2, results=path,
+        real_time="true", rate=50, sensor_loss=0.1, sensor_delay_steps=1,
+    )  # fmt: skip
+    output, _ = swarm.communicate(timeout=90)
+    assert swarm.returncode == 0, output
+    for episode in results.read(path):
+        assert episode.seconds > 0.9 * episode.steps / 50
+        assert len({action for joint in episode.actions for action in joint}) > 1
+
+
 def test_a_recorded_swarm_of_signed_bundles(launch, bundles, tmp_path):
     signed = shutil.copytree(bundles, tmp_path / "signed")
     private, _, _ = make_keys(tmp_path / "keys" / "fleet")
@@ -161,7 +172,10 @@ def test_a_recorded_swarm_of_signed_bundles(launch, bundles, tmp_path):
 
 
 def test_one_robot_starts_with_its_files_and_says_what_is_wrong(launch, bundles, tmp_path):
-    robot = launch("robot.launch.py", robot="robot_0", bundle=bundles / "robot_0", rate="20")
+    robot = launch(
+        "robot.launch.py", robot="robot_0", bundle=bundles / "robot_0", real_time="true",
+        rate="20",
+    )  # fmt: skip
     line = until(lambda: "configured: mpe/simple_spread agent_0" in robot.stdout.readline())
     assert line
     robot = launch("robot.launch.py", robot="robot_0", bundle=tmp_path / "none")

@@ -181,17 +181,25 @@ def test_no_action_follows_the_safe_one_of_a_deactivation(sensors, node):
 
 
 @pytest.mark.ros
-def test_a_signal_in_any_phase_ends_in_the_safe_action(sensors, node):
-    for phase in np.linspace(0.0, 0.02, PHASES):
-        child = node("-p", "mode:=real_time", "-p", "rate_hz:=50.0")
-        sensors.until_listened_to()
-        sensors.until_acting()
-        sensors.spin(float(phase))
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=10) == 0
-        sensors.spin(0.1)
-        assert sensors.actions[-1].status == SAFE
-        sensors.actions.clear()
+def test_a_signal_in_any_phase_ends_in_the_safe_action(domain, start_node, bundles, policies):
+    phases = {f"phase_{i}": phase for i, phase in enumerate(np.linspace(0.0, 0.02, PHASES))}
+    children = {
+        name: start_node(
+            "policy_node", "-r", f"__ns:=/{name}", "-p", f"robot:={ROBOT}",
+            "-p", f"bundle:={bundles / ROBOT}", "-p", "mode:=real_time", "-p", "rate_hz:=50.0",
+            "-p", "timeout_s:=0.5",
+        )
+        for name in phases
+    }  # fmt: skip
+    for name, phase in phases.items():
+        with driving(domain, policies[0].manifest, name) as sensors:
+            sensors.until_listened_to()
+            sensors.until_acting()
+            sensors.spin(float(phase))
+            children[name].send_signal(signal.SIGTERM)
+            assert children[name].wait(timeout=10) == 0
+            sensors.spin(0.1)  # what has arrived is taken
+            assert sensors.actions[-1].status == SAFE
 
 
 # Without nodes

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from helpers import write_yaml
 
-from kdmarl_core.bundle import MANIFEST
+from kdmarl_core.bundle import MANIFEST, load_policy
 from kdmarl_core.files import share_folder
 from kdmarl_core.team import load_team
-from kdmarl_ros import results, sros2
+from kdmarl_ros import results
 from kdmarl_ros.recording import read_recording
+from kdmarl_ros.replay import replay
+from kdmarl_ros.team_topics import recorded_topics
 
 pytestmark = pytest.mark.ros
 
@@ -26,7 +29,7 @@ def test_a_run_is_recorded_whole_and_agrees_with_its_bundles(domain, bundles, kd
     for robot in team.robots:
         text = (bundles / robot.name / MANIFEST).read_text()
         assert json.loads(recording.manifests[robot.name]) == json.loads(text)
-    counts = dict.fromkeys((f"/{name.strip('/')}" for name in sros2.recorded_topics(team)), 0)
+    counts = dict.fromkeys((f"/{name.strip('/')}" for name, _, _ in recorded_topics(team)), 0)
     for message in recording.messages:
         counts[message.topic] += 1
     for topic, count in counts.items():
@@ -39,6 +42,30 @@ def test_a_run_is_recorded_whole_and_agrees_with_its_bundles(domain, bundles, kd
     for found in json.loads(done.stdout):
         assert found["compared"] >= EPISODES * STEPS
         assert (found["unknown"], found["difference"]) == (0, None)
+
+
+def test_limits_of_a_robot_hold_in_its_replay_too(domain, bundles, kdmarl, tmp_path):
+    shared = {"robot_type": "narrow", "limits": {"landmarks": [-0.1, 0.1], "others": [0.0, 0.1]}}
+    of_type = {"sensor_reliability": "reliable"}
+    for name, values in {"all": shared, "types/narrow": of_type}.items():
+        path = tmp_path / "robots" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, {"/**/policy": {"ros__parameters": values}})
+    done = kdmarl(
+        *RUN, "--bundles", str(bundles), "--robots", str(path.parents[1]), "--record",
+        "--output", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "out" / "recording.mcap"
+    done = kdmarl("replay", str(path), "--bundle", str(bundles), "--json")
+    assert done.returncode == 0, done.stderr
+    recording = read_recording(path)
+    assert recording.parameters["robot_1"]["limits.landmarks"] == [-0.1, 0.1]
+    # Negative control: without them, the replay differs.
+    unlimited = replay(
+        recording._replace(parameters={}), load_policy(bundles / "robot_0"), str(path)
+    )
+    assert unlimited.difference is not None
 
 
 @pytest.mark.parametrize("place", ["full disk", "read-only"])
@@ -65,7 +92,7 @@ def test_the_layout_shows_what_a_run_publishes():
     path = share_folder() / "config" / "foxglove" / "swarm.json"
     layout = json.loads(path.read_text())
     team = load_team("simple_spread")
-    known = {f"/{name.strip('/')}" for name in sros2.recorded_topics(team)}
+    known = {f"/{name.strip('/')}" for name, _, _ in recorded_topics(team)}
     panels = layout["configById"]
     text = json.dumps(panels)
     for topic in ("/swarm/markers", "/swarm/step", "/diagnostics"):

@@ -35,6 +35,17 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture
+def patient(tmp_path):
+    """Options that wait for processes that a busy machine lets wait."""
+    values = {"/**/policy": {"ros__parameters": {"robot_type": "slow", "timeout_s": 30.0}}}
+    (tmp_path / "robots" / "types").mkdir(parents=True)
+    write_yaml(tmp_path / "robots" / "all.yaml", values)
+    of_type = {"/**/policy": {"ros__parameters": {"sensor_reliability": "reliable"}}}
+    write_yaml(tmp_path / "robots" / "types" / "slow.yaml", of_type)
+    return ["--robots", str(tmp_path / "robots"), "--step-deadline-s", "30"]
+
+
 PLAIN = {"base": "simple_spread"}
 # Robots that remember, and to which other features are hidden in every episode.
 RECURRENT = {
@@ -44,13 +55,15 @@ RECURRENT = {
 
 
 @pytest.mark.parametrize("document", [PLAIN, RECURRENT], ids=["plain", "recurrent"])
-def test_offline_and_over_ros_are_equal(domain, write_bundles, kdmarl, tmp_path, document):
+def test_offline_and_over_ros_are_equal(
+    domain, write_bundles, kdmarl, patient, tmp_path, document
+):
     path = write_yaml(tmp_path / "trio.yaml", document)
     team = load_team(str(path))
     bundles = write_bundles(team)
     ended = kdmarl(
         "swarm", "--team", str(path), "--bundles", str(bundles), "--episodes", "4",
-        "--seed", "7", "--json",
+        "--seed", "7", "--json", *patient,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     player = BundlePlayer(load_bundles(team, bundles), team)
@@ -71,11 +84,11 @@ def test_offline_and_over_ros_are_equal(domain, write_bundles, kdmarl, tmp_path,
 
 
 def test_legal_actions_memory_and_random_sensors_are_equal_offline(
-    domain, battle, kdmarl, tmp_path
+    domain, battle, kdmarl, patient, tmp_path
 ):
     ended = kdmarl(
         "swarm", "--team", str(battle.path), "--bundles", str(battle.bundles), "--episodes", "2",
-        "--output", "flown", "--json",
+        "--output", "flown", "--json", *patient,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     policies = [load_policy(battle.bundles / robot.name) for robot in battle.team.robots]
@@ -88,6 +101,18 @@ def test_legal_actions_memory_and_random_sensors_are_equal_offline(
         assert (ours.team_return, ours.outcome) == (theirs.team_return, theirs.outcome)
         assert ours.illegal_actions == ours.safe_actions == ours.missed_deadlines == 0
     assert len({action for e in offline for joint in e.actions for action in joint}) > 2
+
+
+def test_real_time_with_noise_and_loss_by_the_command_line(domain, bundles, kdmarl, tmp_path):
+    ended = kdmarl(
+        "swarm", "--team", "simple_spread", "--bundles", str(bundles), "--episodes", "2",
+        "--real-time", "--rate", "50", "--sensor-noise", "0.1", "--sensor-loss", "0.2",
+        "--sensor-delay-steps", "1", "--action-delay-steps", "1", "--json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    for episode in flown_episodes(tmp_path):
+        assert episode.seconds > 0.9 * episode.steps / 50  # it keeps to its rate
+        assert episode.steps == 25
 
 
 def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_path):

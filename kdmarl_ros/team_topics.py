@@ -1,0 +1,58 @@
+"""The topics of a whole team, as the bridge and the recorder name them outside of namespaces."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
+from visualization_msgs.msg import MarkerArray
+
+from kdmarl_core.team import Robot, Team
+from kdmarl_ros import qos, topics
+from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
+
+
+class TeamTopic(NamedTuple):
+    """A topic, what is sent there, and how."""
+
+    name: str
+    kind: Any
+    offered: QoSProfile
+
+
+def inputs(robot: Robot, team: Team) -> list[str]:
+    """Names of all that a robot is sent."""
+    blocks = (block.name for block in robot.blocks)
+    return topics.inputs(blocks, masked=team.task.spec.legal_actions_vary)
+
+
+def sensor_topics(team: Team) -> list[TeamTopic]:
+    """All topics on which the bridge sends to robots."""
+    offered = qos.sensor("reliable")
+    return [
+        TeamTopic(topics.of_robot(robot.name, topics.sensor(name)), FeatureBlock, offered)
+        for robot in team.robots
+        for name in inputs(robot, team)
+    ]
+
+
+def action_topics(team: Team) -> list[TeamTopic]:
+    """All topics on which robots answer."""
+    return [
+        TeamTopic(topics.of_robot(robot.name, topics.ACTION), AgentAction, qos.ACTION)
+        for robot in team.robots
+    ]
+
+
+def recorded_topics(team: Team) -> list[TeamTopic]:
+    """What a recording holds: the robots' inputs come last, as the recorder listens in order."""
+    return [
+        *action_topics(team),
+        TeamTopic(topics.STEP, StepResult, qos.STEP_RESULT),
+        TeamTopic(topics.CLOCK, Clock, qos.CLOCK),
+        TeamTopic(topics.MARKERS, MarkerArray, qos.LATCHED),
+        TeamTopic(topics.DIAGNOSTICS, DiagnosticArray, qos.DIAGNOSTICS),
+        *sensor_topics(team),
+    ]
