@@ -83,7 +83,7 @@ ROBOT_ARGUMENTS = {
     *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
 }
 SWARM_ARGUMENTS = {
-    *{"team", "task", "bundles", "episodes", "seed", "results", "record"},
+    *{"team", "task", "bundles", "episodes", "seed", "results", "record", "hosted"},
     *{"sensor_delay_steps", "action_delay_steps", "sensor_noise", "sensor_loss"},
     "step_deadline_s",
 }
