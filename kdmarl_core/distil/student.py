@@ -12,8 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdmarl_core.distil.messages import Delivery, Mail, Wiring, receive, rounded, send
+from kdmarl_core.distil.messages import (
+    Delivery,
+    Mail,
+    Routes,
+    Wiring,
+    receive,
+    rounded,
+    send,
+)
 from kdmarl_core.distil.stacked import StackedGru, StackedLinear, stacked_weight
+from kdmarl_core.distil.unroll import Unrolled, unroll
 from kdmarl_core.export import SILENT, GruWeights, Layer, MessageWeights
 from kdmarl_core.restriction import Restriction
 from kdmarl_core.teacher.teacher import mask_logits
@@ -97,7 +106,7 @@ class StudentTeam(nn.Module):
         (steps, episodes), robots = begins.shape, len(self.widths)
         features = inputs.permute(2, 3, 0, 1).flatten(2)
         x = self.hidden(self.aligner(features))
-        told: _Told | None = None
+        told: Unrolled | None = None
         if self.wiring:
             assert delivery is not None
             assert mail is not None
@@ -117,12 +126,14 @@ class StudentTeam(nn.Module):
         if told is None:
             return output
         return output._replace(
-            mail=told.mail, message=by_step(told.message), held=by_step(told.held)
+            mail=told.mail,
+            message=told.message.permute(0, 3, 1, 2),
+            held=told.held.permute(0, 3, 1, 2),
         )
 
     def _converse(
         self, sensed: Tensor, begins: Tensor, state: Tensor, delivery: Delivery, mail: Mail
-    ) -> tuple[Tensor, Tensor, _Told]:
+    ) -> tuple[Tensor, Tensor, Unrolled]:
         """Step after step, as messages need it: only what depends on them is computed here.
 
         Args:
@@ -137,27 +148,48 @@ class StudentTeam(nn.Module):
         """
         wiring, core = self.wiring, self.core
         assert wiring is not None
-        robots, episodes = len(self.widths), begins.shape[1]
         sensed = torch.baddbmm(sensed, self.message_ages, wiring.ages(delivery))
+        routes = wiring.routes(delivery)
+        if isinstance(core, StackedGru):
+            return self._converse_with_memory(
+                core, sensed, begins, state, routes, delivery.levels, mail
+            )
+        done = unroll(
+            sensed, self.message_values, core, self.message_head, routes, delivery.levels, mail
+        )
+        return done.embedding, state, done
+
+    def _converse_with_memory(
+        self,
+        core: StackedGru,
+        sensed: Tensor,
+        begins: Tensor,
+        state: Tensor,
+        routes: Routes,
+        levels: Tensor,
+        mail: Mail,
+    ) -> tuple[Tensor, Tensor, Unrolled]:
+        """As `unroll` does, with recurrent students."""
+        episodes = begins.shape[1]
         goes_on, some_begin = (~begins).to(sensed.dtype), begins.any(1).tolist()
         embeddings, messages, holdings = [], [], []
-        routes = wiring.routes(delivery)
         for t, now in enumerate(torch.split(sensed, episodes, -1)):
             held = receive(mail, routes.arrives[t], routes.stays[t], routes.source[t])
-            read = held.view(robots, -1, episodes)
-            x = torch.relu(torch.baddbmm(now, self.message_values, read))
-            if isinstance(core, StackedGru):
-                before = state * goes_on[t] if some_begin[t] else state
-                x = state = core.step(core.project(x), before)
-            else:
-                x = torch.relu(core(x))
-            message = torch.tanh(self.message_head(x))
-            mail = send(mail, held, rounded(message, delivery.levels[t]))
-            embeddings.append(x)
+            by_robot = held.view(len(self.widths), -1, episodes)
+            x = torch.relu(torch.baddbmm(now, self.message_values, by_robot))
+            before = state * goes_on[t] if some_begin[t] else state
+            state = core.step(core.project(x), before)
+            message = torch.tanh(self.message_head(state))
+            mail = send(mail, held, rounded(message, levels[t]))
+            embeddings.append(state)
             messages.append(message)
-            holdings.append(read)
-        told = _Told(mail, torch.cat(messages, -1), torch.cat(holdings, -1))
-        return torch.cat(embeddings, -1), state, told
+            holdings.append(by_robot)
+        embedding = torch.cat(embeddings, -1)
+        return (
+            embedding,
+            state,
+            Unrolled(embedding, torch.stack(messages), torch.stack(holdings), mail),
+        )
 
     def layers(self, robot: int) -> list[Layer | GruWeights]:
         """The deployed network of one robot: without padding, the aligner folded in."""
@@ -181,11 +213,3 @@ class StudentTeam(nn.Module):
         read = torch.cat(columns, 1).T.detach().numpy() if columns else None
         told = self.message_head.of_robot(robot).single() if wiring.sizes[robot] else None
         return MessageWeights(read, told)
-
-
-class _Told(NamedTuple):
-    """What was on its way in sequences."""
-
-    mail: Mail  # after the last step
-    message: Tensor  # [N, M, T * B]
-    held: Tensor  # [N, V, T * B]
