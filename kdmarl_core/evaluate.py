@@ -143,7 +143,7 @@ class BundlePlayer:
         told = self._told()
         for inbox in self._inboxes:
             for index, peer in enumerate(inbox.peers):
-                inbox.put(index, episode, step, told[peer.robot])
+                inbox.put(index, episode, step, told[peer.robot], now=step)
         self._at = (episode, step + 1)
         return actions
 

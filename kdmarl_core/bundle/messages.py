@@ -164,30 +164,43 @@ class Inbox:
         self.peers = tuple(peers)
         self._robot, self._disturbance = robot, disturbance
         self._kept: list[dict[int, Values]] = [{} for _ in peers]  # by step of the episode
-        self._episode, self._now = 0, 0
+        self._episode = self._before = -1
         self._features = np.zeros(sum(peer.features for peer in peers), np.float32)
         self.ages = [peer.hold_steps + 1 for peer in peers]  # steps, when last read
 
     def begin(self, episode: int) -> None:
         """Forget everything: an episode begins."""
-        self._episode, self._now = episode, 0
+        self._before, self._episode = self._episode, episode
         for kept in self._kept:
             kept.clear()
         self.ages = [peer.hold_steps + 1 for peer in self.peers]
 
-    def put(self, index: int, episode: int, step: int, data: bytes) -> str | None:
+    def put(
+        self, index: int, episode: int, step: int, data: bytes, now: int, bits: int = 0
+    ) -> str | None:
         """Take in a message of peer number `index`; why it was dropped, in a short word, or None.
 
         Messages may come in any order; those of steps that have yet to come are kept for them.
+
+        Args:
+            index: of the peer.
+            episode: in which it was sent.
+            step: in which it was sent.
+            data: its values as they travel.
+            now: the receiver's step of its own episode.
+            bits: of each value, as the message says; 0: it does not.
         """
         peer = self.peers[index]
+        if bits not in (0, FORMATS[peer.format].bits):
+            return "wrong_format"
         values, reason = decode(data, peer.size, peer.format)
         if reason is not None:
             return reason
         if episode != self._episode:
-            return "other_episode"
-        if abs(step - self._now) > peer.hold_steps + 1:
-            return "old" if step < self._now else "ahead"
+            # What was sent in the last step of an episode comes too late, and rightly so.
+            return None if episode == self._before else "other_episode"
+        if abs(step - now) > peer.hold_steps + 1:
+            return "old" if step < now else "ahead"
         if not is_lost(self._disturbance.loss, episode, step, peer.robot, self._robot):
             self._kept[index][step] = values
         return None
@@ -197,7 +210,6 @@ class Inbox:
 
         The array is the inbox's own, and changes with the next call.
         """
-        self._now = step
         start = 0
         for index, peer in enumerate(self.peers):
             delay = self._disturbance.delay_steps or peer.delay_steps
