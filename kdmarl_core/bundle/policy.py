@@ -62,7 +62,8 @@ class BundlePolicy:
             self._inputs[MESSAGES] = self._silence[None].copy()
         self.message: npt.NDArray[np.float32] | None = None  # of the newest decision, [M]
         self._ahead: dict[bytes, list[npt.NDArray[np.float32]]] = {}  # see `think_ahead`
-        self.reset()
+        if manifest.student.state_size:
+            self.reset()
         self._try_once(where)
 
     def reset(self) -> None:
