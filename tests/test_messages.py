@@ -636,17 +636,18 @@ def test_a_message_that_helps_is_learned(load, network):
             f"robots.robot_0.messages={messages}",
         )
         torch.manual_seed(0)
-        learner = make_learner(StudentTeam(team), settings)
-        for number in range(120):
+        # Of clear opinions: who is not listened to has little to learn, and the reverse.
+        learner = make_learner(opinionated(StudentTeam(team)), settings)
+        for number in range(180):
             terms = learner.update(
                 told_what_to_do(learner.students, begins, number),
                 Weights(**OFF | {"kl": 1.0}),
-                1e-2,
+                3e-2,
             )
         divergence[messages] = float(terms.kl)
     silent, speaking = divergence.values()
-    assert silent > 0.8  # a coin is as good: ln 2 for each of the last five steps, and the first
-    assert speaking < 0.5 * silent
+    assert silent > 0.57  # a coin for five of six steps: 5/6 ln 2
+    assert speaking < 0.3
 
 
 def told_what_to_do(students, begins, seed):
