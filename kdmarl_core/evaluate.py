@@ -142,10 +142,15 @@ class BundlePlayer:
         ]
         told = self._told()
         for inbox in self._inboxes:
-            for index, peer in enumerate(inbox.peers):
-                inbox.put(index, episode, step, told[peer.robot], now=step)
+            self._deliver(inbox, episode, step, told)
         self._at = (episode, step + 1)
         return actions
+
+    def _deliver(self, inbox: Inbox, episode: int, step: int, told: dict[str, bytes]) -> None:
+        """Put what peers have told, of those who have, into one robot's inbox."""
+        for index, peer in enumerate(inbox.peers):
+            if peer.robot in told:
+                inbox.put(index, episode, step, told[peer.robot], now=step)
 
     def _told(self) -> dict[str, bytes]:
         """What each robot that is not silent has just told others."""

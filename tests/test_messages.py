@@ -37,17 +37,23 @@ from kdmarl_core.distil.samples import Batch, Labels, label
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.distil.unroll import Unrolled
 from kdmarl_core.evaluate import BundlePlayer, play
+from kdmarl_core.inspect_messages import probe
 from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.team import load_bundles, load_team
+from kdmarl_ros.cli import main
 
 LIMITED = {
     "base": "simple_spread_lh",
-    "defaults": {"student": {"width": 8}, "messages": {"size": 3, "to": "all", "hold_steps": 3}},
+    "defaults": {
+        "student": {"network": "mlp", "width": 8},
+        "messages": {"size": 3, "to": "all", "hold_steps": 3},
+    },
 }
 # Everything different: sizes, delays, formats, losses, widths; one only listens, one only talks.
 MIXED = {
     "base": "simple_spread_lh",
+    "defaults": {"student": {"network": "mlp"}},
     "robots": {
         "robot_0": {
             "student": {"width": 12},
@@ -469,7 +475,7 @@ def test_a_message_is_worked_out_by_hand(load):
     team = load(
         {
             "base": "simple_spread_lh",
-            "defaults": {"student": {"width": 1}},
+            "defaults": {"student": {"network": "mlp", "width": 1}},
             "robots": {"robot_0": {"messages": {"size": 1, "to": ["robot_1"], "format": "int4"}}},
         }
     )
@@ -740,3 +746,36 @@ def test_mail_is_joined_step_by_step(load):
     newest = mail.recent.view(-1, block, 2)[:, 0, 0].tolist()
     assert newest == [2.0, 1.0, 0.0]
     assert isinstance(mail, Mail)
+
+
+# Understanding
+
+
+def test_inspection_tells_what_links_are_worth(tmp_path, capsys):
+    team_file = write_yaml(tmp_path / "team.yaml", MIXED)
+    team = load_team(str(team_file))
+    torch.manual_seed(0)
+    work = Work(team, *make_teacher(team.task.spec), recipe(), 0)
+    write_team(export(work, opinionated(StudentTeam(team))), None, tmp_path / "b", overwrite=False)
+    command = ["inspect", "--team", str(team_file), "--bundles", str(tmp_path / "b")]
+    assert main([*command, "--episodes", "6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["links"]) == 3 * 3  # links, tamperings
+    assert {entry["sender"] for entry in found["readable"]} == {"robot_0", "robot_1"}
+    assert all(entry["share"] <= 1 for entry in found["readable"])
+    player = BundlePlayer(load_bundles(team, tmp_path / "b"), team)
+    plain = [e.team_return for e in play(team.task.make_reference(), player, 6, 0)]
+    assert found["return"] == pytest.approx(np.mean(plain))
+    assert any(entry["change"]["value"] != 0 for entry in found["links"])
+    assert main(["inspect", "--team", "simple_spread_lh"]) == 2
+    assert "nobody tells anybody" in capsys.readouterr().err
+
+
+def test_a_probe_reads_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 3)).astype(np.float32)
+    noise = rng.normal(size=4000)
+    y = np.stack([2 * x[:, 0] - x[:, 2] + 1, x[:, 1] + noise, noise, np.ones(4000)], 1)
+    share = probe(x[:2000], y[:2000], x[2000:], y[2000:])
+    np.testing.assert_allclose(share[:3], [1.0, 0.5, 0.0], atol=0.05)
+    assert np.isnan(share[3])

@@ -162,7 +162,7 @@ class Inbox:
     ) -> None:
         """An inbox of that robot that nothing has come to yet."""
         self.peers = tuple(peers)
-        self._robot, self._disturbance = robot, disturbance
+        self.robot, self._disturbance = robot, disturbance
         self._kept: list[dict[int, Values]] = [{} for _ in peers]  # by step of the episode
         self._episode = self._before = -1
         self._features = np.zeros(sum(peer.features for peer in peers), np.float32)
@@ -201,7 +201,7 @@ class Inbox:
             return None if episode == self._before else "other_episode"
         if abs(step - now) > peer.hold_steps + 1:
             return "old" if step < now else "ahead"
-        if not is_lost(self._disturbance.loss, episode, step, peer.robot, self._robot):
+        if not is_lost(self._disturbance.loss, episode, step, peer.robot, self.robot):
             self._kept[index][step] = values
         return None
 
