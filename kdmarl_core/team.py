@@ -292,8 +292,8 @@ def _with_students_of(name: str, team: Team) -> Team:
         raise UserError(f"{where}: '{name}' has students of {lender.lender.name}; name that team")
     if any(robot.messages for robot in (*lender.robots, *team.robots)):
         raise UserError(
-            f"{where}: '{name}': robots that tell each other something cannot be lent; name a team "
-            "of silent robots"
+            f"{where}: '{name}': robots that tell each other something can neither lend nor "
+            "borrow students; name a team of silent robots, and be silent"
         )
     pairs = zip(team.robots, itertools.cycle(lender.robots))
     robots = tuple(dataclasses.replace(robot, flies=twin) for robot, twin in pairs)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from rclpy.serialization import deserialize_message
 
-from kdmarl_core.bundle import BundlePolicy
+from kdmarl_core.bundle import BundlePolicy, Disturbance
 from kdmarl_core.errors import UserError
 from kdmarl_ros import topics
 from kdmarl_ros.inputs import NEVER, Stamp
@@ -124,6 +124,9 @@ def _settings(parameters: Mapping[str, Any]) -> RuntimeSettings:
             for name, value in parameters.items()
             if name.startswith(identical)
         },
+        messages=Disturbance(
+            parameters.get("message_loss", 0.0), parameters.get("message_delay_steps", 0)
+        ),
     )
 
 

@@ -9,7 +9,6 @@ Shapes: `M` values of one sender's message; `R` features that a receiver reads o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kdmarl_core.bundle.sha256 import sha256_hex
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.schema import check_at_least
 
@@ -150,7 +150,7 @@ def is_lost(loss: float, episode: int, step: int, sender: str, receiver: str) ->
     if not 0.0 < loss < 1.0:
         return loss >= 1.0
     name = f"{episode}/{step}/{sender}/{receiver}".encode()
-    drawn = int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
+    drawn = int(sha256_hex(name)[:8], 16)
     return drawn < loss * 2**32
 
 
