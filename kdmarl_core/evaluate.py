@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kdmarl_core.bundle.policy import BundlePolicy
+from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance, Inbox, encode
 from kdmarl_core.metrics import Evaluation, Returns, standard_error
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.sensors import team_sensors
@@ -106,22 +106,56 @@ class RandomPlayer:
 
 
 class BundlePlayer:
-    """A team of bundles, each fed by its own robot's sensors only."""
+    """A team of bundles, each fed by its own robot's sensors and its peers' messages only.
 
-    def __init__(self, policies: Sequence[BundlePolicy], team: Team) -> None:
+    Episodes are counted, as over ROS: what gets lost on the way depends on their number.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[BundlePolicy],
+        team: Team,
+        disturbance: Disturbance = UNDISTURBED,
+    ) -> None:
         self._robots = list(zip(policies, team_sensors(team), strict=True))
+        self._inboxes = [
+            Inbox(policy.manifest.robot, policy.manifest.peers, disturbance) for policy in policies
+        ]
+        self._at = (-1, 0)  # episode, step
 
     def reset(self, seed: int) -> None:
-        """Reset recurrent states, and draw what the episode hides."""
-        for policy, sensors in self._robots:
+        """Reset recurrent states and messages, and draw what the episode hides."""
+        self._at = (self._at[0] + 1, 0)
+        for (policy, sensors), inbox in zip(self._robots, self._inboxes, strict=True):
             policy.reset()
+            inbox.begin(self._at[0])
             sensors.begin(seed)
 
     def act(self, view: View) -> list[int]:
         """Greedy actions."""
-        return [
-            policy.act(sensors.read(observation), mask)
-            for (policy, sensors), observation, mask in zip(
-                self._robots, view.observations, view.action_masks, strict=True
+        episode, step = self._at
+        actions = [
+            policy.act(sensors.read(observation), mask, inbox.read(step))
+            for (policy, sensors), inbox, observation, mask in zip(
+                self._robots, self._inboxes, view.observations, view.action_masks, strict=True
             )
         ]
+        told = self._told()
+        for inbox in self._inboxes:
+            self._deliver(inbox, episode, step, told)
+        self._at = (episode, step + 1)
+        return actions
+
+    def _deliver(self, inbox: Inbox, episode: int, step: int, told: dict[str, bytes]) -> None:
+        """Put what peers have told, of those who have, into one robot's inbox."""
+        for index, peer in enumerate(inbox.peers):
+            if peer.robot in told:
+                inbox.put(index, episode, step, told[peer.robot], now=step)
+
+    def _told(self) -> dict[str, bytes]:
+        """What each robot that is not silent has just told others."""
+        return {
+            policy.manifest.robot: encode(policy.message, policy.manifest.message.format)
+            for policy, _ in self._robots
+            if policy.manifest.message and policy.message is not None
+        }

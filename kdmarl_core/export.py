@@ -10,7 +10,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kdmarl_core import __version__
-from kdmarl_core.bundle.policy import LOGITS, NEXT_STATE, OBSERVATION, STATE
+from kdmarl_core.bundle.policy import (
+    LOGITS,
+    MESSAGE,
+    MESSAGES,
+    NEXT_STATE,
+    OBSERVATION,
+    STATE,
+)
 from kdmarl_core.errors import UserError
 
 OPSET = 17
@@ -42,18 +49,35 @@ class GruWeights(NamedTuple):
         return GruWeights(*(array.astype(np.float32) for array in self))
 
 
-def student_model(layers: Sequence[Layer | GruWeights]) -> bytes:
+class MessageWeights(NamedTuple):
+    """How a student reads messages, beside its observation, and what it tells others."""
+
+    input_weight: np.ndarray | None  # [R, W] to the first layer; None: it listens to nobody
+    head: Layer | None  # from the last hidden layer to its message; None: it is silent
+
+
+SILENT = MessageWeights(None, None)
+
+
+def student_model(
+    layers: Sequence[Layer | GruWeights], messages: MessageWeights = SILENT
+) -> bytes:
     """An ONNX model of linear layers, with ReLU between them, and at most one GRU.
 
-    Inputs observation [n, D], and state [n, W] if there is a GRU; outputs logits [n, A], and
-    next_state [n, W]. The graph is written directly from the weights, so that it holds these
-    operators and nothing else.
+    Inputs observation [n, D], messages [n, R] if the student listens, and state [n, W] if there
+    is a GRU; outputs logits [n, A], message [n, M] if it tells others something, and next_state
+    [n, W]. The graph is written directly from the weights, so that it holds these operators and
+    nothing else.
     """
     graph = _Graph()
     features = next(iter(layers[0])).shape[0]
     actions = layers[-1][1].shape[0]
     inputs = [_tensor(OBSERVATION, features)]
     outputs = [_tensor(LOGITS, actions)]
+    if messages.input_weight is not None:
+        inputs.append(_tensor(MESSAGES, messages.input_weight.shape[0]))
+    if messages.head is not None:
+        outputs.append(_tensor(MESSAGE, messages.head.bias.shape[0]))
     value = OBSERVATION
     for i, layer in enumerate(layers):
         if isinstance(layer, GruWeights):
@@ -62,9 +86,16 @@ def student_model(layers: Sequence[Layer | GruWeights]) -> bytes:
             outputs.append(_tensor(NEXT_STATE, width))
             value = graph.gru(value, layer)
         elif i == len(layers) - 1:
+            if messages.head is not None:
+                graph.add("Tanh", [graph.linear(value, *messages.head, "told")], MESSAGE)
             graph.linear(value, *layer, LOGITS)
         else:
-            value = graph.add("Relu", [graph.linear(value, *layer, f"linear_{i}")], f"hidden_{i}")
+            sums = graph.linear(value, *layer, f"linear_{i}")
+            if i == 0 and messages.input_weight is not None:
+                sums = graph.add(
+                    "Add", [sums, graph.product(MESSAGES, messages.input_weight)], "sensed"
+                )
+            value = graph.add("Relu", [sums], f"hidden_{i}")
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.weights),
         producer_name="kdmarl",
@@ -93,6 +124,11 @@ class _Graph:
             name = f"{output}_{kind}"
             self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return self.add("Gemm", [value, f"{output}_weight", f"{output}_bias"], output)
+
+    def product(self, value: str, weight: np.ndarray) -> str:
+        name = f"{value}_weight"
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(weight), name))
+        return self.add("MatMul", [value, name], f"{value}_read")
 
     def gru(self, value: str, gru: GruWeights) -> str:
         gates = ["reset", "update", "new"]

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from kdmarl_core.bundle import MANIFEST, NO_TRUST, BundlePolicy, Trust, load_policy
+from kdmarl_core.bundle import (
+    FORMATS,
+    MANIFEST,
+    NO_TRUST,
+    BundlePolicy,
+    MessageEntry,
+    PeerEntry,
+    Trust,
+    load_policy,
+)
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import share_folder
-from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
+from kdmarl_core.schema import check_at_least, from_mapping, read_yaml, with_changes
 from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks, visible_block
 
 
@@ -29,6 +38,73 @@ class StudentSpec:
 
 
 @dataclass(frozen=True)
+class MessageTraining:
+    """What is drawn anew in training for every episode and receiver; by default nothing is."""
+
+    loss: tuple[float, ...] = (0.0, 0.0)  # least and greatest share of messages that get lost
+    delay_steps: tuple[int, ...] = ()  # least and greatest; none: as flown
+    formats: tuple[str, ...] = ()  # of the sender; none: as flown
+
+    def __post_init__(self) -> None:
+        if not (len(self.loss) == 2 and 0 <= self.loss[0] <= self.loss[1] <= 1):
+            raise UserError(
+                f"loss: {list(self.loss)} must be two shares, the least and the greatest, such as "
+                "[0.0, 0.3]"
+            )
+        delays = self.delay_steps
+        if delays and not (len(delays) == 2 and 1 <= delays[0] <= delays[1]):
+            raise UserError(
+                f"delay_steps: {list(delays)} must be two numbers, the least and the greatest, "
+                "and at least 1, such as [1, 2]"
+            )
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown("format", name, FORMATS, "formats")
+
+
+@dataclass(frozen=True)
+class MessageSpec:
+    """What a robot tells others in every step, as the team file has it."""
+
+    size: int  # values, each between -1 and 1
+    to: tuple[str, ...] | Literal["all"]  # robots
+    format: Literal["int4", "int8", "float32"] = "int8"  # how a value travels
+    delay_steps: int = 1  # the age at which a message can be read
+    hold_steps: int = 10  # the age up to which it is held if nothing newer comes
+    training: MessageTraining = MessageTraining()
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "size")
+        if (self.size == 0) != (not self.to):
+            remedy = "give a size of at least 1, or no receivers ([])" if self.to else "name some"
+            raise UserError(f"size: {self.size} with receivers {self.to or 'none'}; {remedy}")
+        check_at_least(1, self, "delay_steps")
+        if self.hold_steps < max(self.delays):
+            raise UserError(
+                f"hold_steps: {self.hold_steps} is below the delay of {max(self.delays)} steps: "
+                "every message would be too old; raise it"
+            )
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        """The receivers, once a team's robots are known."""
+        if isinstance(self.to, str):
+            raise ValueError("'all' has not been resolved")
+        return self.to
+
+    @property
+    def delays(self) -> tuple[int, int]:
+        """Least and greatest delay in training."""
+        given = self.training.delay_steps or (self.delay_steps, self.delay_steps)
+        return given[0], given[1]
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats in training."""
+        return self.training.formats or (self.format,)
+
+
+@dataclass(frozen=True)
 class RobotEntry:
     """A robot as the team file has it."""
 
@@ -39,6 +115,7 @@ class RobotEntry:
     # Of the sensors' features, how many are left in an episode, at least and at most; the others
     # are zero, and the student is told which. None: all, always.
     random_features: tuple[int, ...] | None = None
+    messages: MessageSpec | None = None  # None: the robot is silent
 
     def __post_init__(self) -> None:
         bounds = self.random_features
@@ -75,6 +152,8 @@ class Robot:
     safe_action: str  # one of the agent's actions
     student: StudentSpec
     random_features: tuple[int, int] | None = None  # as in the team file
+    messages: MessageSpec | None = None  # to robots by their names; None: it is silent
+    peers: tuple[PeerEntry, ...] = ()  # whose messages it reads, in the team's order
     flies: Robot | None = None  # another team's robot, whose student it flies; None: its own
 
     @property
@@ -128,16 +207,20 @@ class Team:
         """What decides what a team's students can learn, for keys and hashes."""
         return {
             "task": self.task.spec.name,
-            "robots": {
-                robot.name: {
-                    "agent": robot.agent.name,
-                    "sensors": [block.name for block in robot.sensors],
-                    "random_features": robot.random_features,
-                    "student": dataclasses.asdict(robot.student),
-                }
-                for robot in self.robots
-            },
+            "robots": {robot.name: _record(robot) for robot in self.robots},
         }
+
+
+def _record(robot: Robot) -> dict[str, Any]:
+    record = {
+        "agent": robot.agent.name,
+        "sensors": [block.name for block in robot.sensors],
+        "random_features": robot.random_features,
+        "student": dataclasses.asdict(robot.student),
+    }
+    if robot.messages:
+        record["messages"] = dataclasses.asdict(robot.messages)
+    return record
 
 
 def team_names() -> list[str]:
@@ -164,15 +247,20 @@ def team_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path
     return path
 
 
-def load_team(name_or_path: str) -> Team:
+def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
     """Read a team file and check every name in it against the task.
 
+    Args:
+        name_or_path: a team that ships, or a YAML file.
+        changes: values to change before `defaults` are merged in, `key.key=value`.
+
     Raises:
-        UserError: the file is missing or malformed, or names an unknown task, agent, block or
-            action, or does not give every agent exactly one robot.
+        UserError: the file is missing or malformed, or names an unknown task, agent, block,
+            action or receiver, or does not give every agent exactly one robot.
     """
     path = team_path(name_or_path)
-    entry = from_mapping(TeamFile, _with_defaults(_with_base(path), path), str(path))
+    document = with_changes(_with_base(path), changes)
+    entry = from_mapping(TeamFile, _with_defaults(document, path), str(path))
     task = make_task(entry.task, f"{path}: task")
     robots = [_resolve(name, robot, task, path) for name, robot in entry.robots.items()]
     order = [agent.name for agent in task.spec.agents]
@@ -188,6 +276,7 @@ def load_team(name_or_path: str) -> Team:
             "trained as one; give all robots the same network"
         )
     robots.sort(key=lambda robot: order.index(robot.agent.name))
+    robots = _connected(robots, path)
     team = Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots))
     return _with_students_of(entry.students, team) if entry.students else team
 
@@ -201,6 +290,11 @@ def _with_students_of(name: str, team: Team) -> Team:
     lender = load_team(str(path))
     if lender.lender:
         raise UserError(f"{where}: '{name}' has students of {lender.lender.name}; name that team")
+    if any(robot.messages for robot in (*lender.robots, *team.robots)):
+        raise UserError(
+            f"{where}: '{name}': robots that tell each other something can neither lend nor "
+            "borrow students; name a team of silent robots, and be silent"
+        )
     pairs = zip(team.robots, itertools.cycle(lender.robots))
     robots = tuple(dataclasses.replace(robot, flies=twin) for robot, twin in pairs)
     for robot, twin in zip(robots, itertools.cycle(lender.robots)):
@@ -285,7 +379,44 @@ def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
     bounds = (
         (entry.random_features[0], entry.random_features[1]) if entry.random_features else None
     )
-    return Robot(name, agent, sensors, entry.safe_action, entry.student, bounds)
+    return Robot(name, agent, sensors, entry.safe_action, entry.student, bounds, entry.messages)
+
+
+def _connected(robots: Sequence[Robot], path: Path) -> list[Robot]:
+    """The robots with receivers by their names, and each with the peers that it listens to."""
+    names = [robot.name for robot in robots]
+    speaking = [_with_receivers(robot, names, path) for robot in robots]
+    return [
+        dataclasses.replace(
+            robot,
+            peers=tuple(
+                PeerEntry(peer.name, told.size, told.format, told.delay_steps, told.hold_steps)
+                for peer in speaking
+                if (told := peer.messages) and robot.name in told.receivers
+            ),
+        )
+        for robot in speaking
+    ]
+
+
+def _with_receivers(robot: Robot, names: Sequence[str], path: Path) -> Robot:
+    messages = robot.messages
+    if messages is None or messages.size == 0:
+        return dataclasses.replace(robot, messages=None)
+    where = f"{path}: robots: {robot.name}: messages: to"
+    others = [name for name in names if name != robot.name]
+    to = others if messages.to == "all" else messages.to
+    for name in to:
+        if name == robot.name:
+            raise UserError(f"{where}: '{name}' is the robot itself; name others")
+        if name not in others:
+            raise unknown("robot", name, others, where)
+    if len(set(to)) != len(to):
+        raise UserError(f"{where}: {list(to)} must name each robot once")
+    if not to:
+        raise UserError(f"{where}: the team has no other robot; remove the robot's messages")
+    heard = tuple(name for name in others if name in to)
+    return dataclasses.replace(robot, messages=dataclasses.replace(messages, to=heard))
 
 
 def load_bundles(
@@ -335,6 +466,8 @@ def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> Bundle
             [(block.name, block.size) for block in robot.blocks],
         ),
         "actions": (manifest.actions, robot.agent.actions),
+        "message": (_told(manifest.message), _told(robot.messages)),
+        **_heard(manifest.peers, robot.peers),
     }
     for key, (found, expected) in pairs.items():
         if found != expected:
@@ -343,3 +476,30 @@ def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> Bundle
                 f"{robot.name}; distil the team again"
             )
     return policy
+
+
+def _told(message: MessageEntry | MessageSpec | None) -> str:
+    """What a robot tells others, in words."""
+    if message is None:
+        return "silence"
+    return f"{message.size} values as {message.format} to {' and '.join(message.to)}"
+
+
+def _heard(
+    found: Sequence[PeerEntry], expected: Sequence[PeerEntry]
+) -> dict[str, tuple[object, object]]:
+    """Pairs as above: which peers there are, then what is expected of each."""
+    names = [[peer.robot for peer in peers] for peers in (found, expected)]
+    if names[0] != names[1]:
+        return {"peers": (names[0], names[1])}
+    return {
+        f"peers: {own.robot}": (_of_peer(own), _of_peer(other))
+        for own, other in zip(found, expected, strict=True)
+    }
+
+
+def _of_peer(peer: PeerEntry) -> str:
+    return (
+        f"{peer.size} values as {peer.format}, {peer.delay_steps} steps late, held for "
+        f"{peer.hold_steps}"
+    )

@@ -281,7 +281,13 @@ def plan_robot(
         return planned.process
     blocks = [block.name for block in manifest.blocks]
     inputs = topics.inputs(blocks, masked=manifest.legal_actions_vary)
-    rights = sros2.robot_rights(robot, inputs, sensor_map)
+    rights = sros2.robot_rights(
+        robot,
+        inputs,
+        sensor_map,
+        tells=manifest.message is not None,
+        peers=[peer.robot for peer in manifest.peers],
+    )
     keystore, _ = _keystore({robot: rights}, planned.process, security)
     return _enclosed(planned.process, keystore)
 

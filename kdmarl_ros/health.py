@@ -33,6 +33,8 @@ class Snapshot:
     clock_paused: bool = False
     problems: Sequence[str] = ()  # with peers
     troubles: Mapping[str, Sequence[str]] = field(default_factory=dict)  # reason -> inputs
+    silent_peers: Sequence[str] = ()  # robots that should tell this one something, and do not
+    message_ages: Mapping[str, int] = field(default_factory=dict)  # in steps, by `from_<robot>`
     ages_s: Mapping[str, float] = field(default_factory=dict)  # by input
     counts: Mapping[str, int] = field(default_factory=dict)  # by "<what>/<reason>"
     missed_periods: int = 0
@@ -92,6 +94,8 @@ def _conditions(now: Snapshot, new: Mapping[str, int], missed: int) -> list[tupl
             f"{name} ({now.ages_s[name]:.1f} s)" if reason == "stale" else name for name in names
         ]
         found.append((level, f"{word} {', '.join(ages)}"))
+    if now.silent_peers:
+        found.append((WARN, f"no messages of {', '.join(now.silent_peers)}"))
     if new.get("decided/non_finite_output"):
         found.append((ERROR, "the network's output is not finite"))
     future = [key for key in new if key.startswith("dropped/") and key.endswith("/future")]
@@ -128,6 +132,7 @@ def _values(now: Snapshot, rate_hz: float) -> dict[str, str]:
         **_percentiles("compute", now.compute_s),
         **_percentiles("latency", now.latency_s),
         **{f"age_s/{name}": f"{age:.3f}" for name, age in now.ages_s.items()},
+        **{f"age_steps/{name}": str(age) for name, age in now.message_ages.items()},
         **{key: str(count) for key, count in now.counts.items()},
     }
     return values

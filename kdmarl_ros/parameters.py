@@ -93,6 +93,15 @@ class PolicyParameters:
     )
     stall_hold_s: float = described("how long hold_then_safe holds", 0.5, low=0.0, high=60.0)
     stall_action: str = described("name of the action that other_action means", "")
+    message_delay_steps: int = described(
+        "age at which peers' messages can be read; 0: the manifest's", 0, low=0, high=1000
+    )
+    message_loss: float = described(
+        "share of peers' messages that are lost on purpose, to rehearse that",
+        0.0,
+        low=0.0,
+        high=1.0,
+    )
     override_timeout_s: float = described(
         "how long a person's action holds after it was last sent", 0.5, low=0.01, high=60.0
     )

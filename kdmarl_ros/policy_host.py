@@ -42,6 +42,7 @@ from kdmarl_ros.spin import (
     IDLE_WAKE_S,
     TURN_EVERY_S,
     MessagesFirst,
+    Polled,
     PunctualSpinner,
     Stop,
 )
@@ -230,7 +231,7 @@ class PolicyHost:
             (robot, subscription)
             for robot in self._robots
             for subscription in robot.subscriptions
-            if not robot.group.resting(subscription)
+            if not (robot.group.resting(subscription) or _is_polled(subscription))
         ]
         handles = [subscription.handle for _, subscription in listening]
         wait_set = self._wait_set(len(handles), 1, 0)
@@ -278,6 +279,11 @@ class PolicyHost:
         wait_set = rclpy_implementation.WaitSet(subscriptions, guards, 0, 0, services, 0, context)
         wait_set.clear_entities()
         return wait_set
+
+
+def _is_polled(subscription: Subscription[Any]) -> bool:
+    """Whether the robot takes what has come by itself."""
+    return isinstance(subscription.callback_group, Polled)
 
 
 def _take(subscription: Subscription[Any]) -> None:

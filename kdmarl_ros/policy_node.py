@@ -11,8 +11,9 @@ import functools
 import sys
 import time
 import traceback
+from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,22 +23,23 @@ from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from std_msgs.msg import Bool, Int32, String
 from std_srvs.srv import SetBool, Trigger
 
-from kdmarl_core.bundle import BundlePolicy, Manifest, load_policy
+from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import health, oversight, peers, qos, topics
-from kdmarl_ros.msg import AgentAction, FeatureBlock
+from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
 from kdmarl_ros.parameters import (
     PolicyParameters,
     declare,
     declare_for_blocks,
     refuse_undeclared,
 )
-from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
+from kdmarl_ros.policy_runtime import Decision, Heard, PolicyRuntime, RuntimeSettings, Told
 from kdmarl_ros.qos import NO_EVENTS, NO_SUBSCRIPTION_EVENTS
 from kdmarl_ros.safety import (
     FUTURE_S,
@@ -47,7 +49,7 @@ from kdmarl_ros.safety import (
     default_timeout_s,
 )
 from kdmarl_ros.security import refuse_open_middleware, trust
-from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
+from kdmarl_ros.spin import MessagesFirst, Polled, PunctualSpinner, Stop
 from kdmarl_ros.spin import main as spin_main
 
 if TYPE_CHECKING:
@@ -59,7 +61,19 @@ LATENCIES_KEPT = 1000
 ACKNOWLEDGED_WITHIN_S = 0.2
 LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
+LINKED_EVERY_S = 0.05
 DISCOVERY_S = 3.0  # after which peers of this machine are in the graph; 1 s was too short
+# What of a manifest a reload may not change.
+INTERFACE = (
+    "task",
+    "agent",
+    "blocks",
+    "actions",
+    "safe_action",
+    "legal_actions_vary",
+    "message",
+    "peers",
+)
 
 
 class PolicyNode(LifecycleNode):
@@ -89,6 +103,8 @@ class PolicyNode(LifecycleNode):
         self._activations = 0
         self._readings = 0
         self._sensors: list[Subscription[Any]] = []  # in the order of the runtime's inputs
+        self._peers: list[Subscription[Any]] = []  # in the order of the manifest
+        self._mouth: Publisher[PeerMessage] | None = None
         self._state = "unconfigured"
         self._active = False
         self._refusal: UserError | None = None
@@ -232,7 +248,7 @@ class PolicyNode(LifecycleNode):
         manifest = policy.manifest
         self._rate_hz = given.rate_hz or manifest.rate_hz
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
-        self._runtime = PolicyRuntime(policy, self._settings(manifest))
+        self._runtime = PolicyRuntime(policy, self._settings(manifest), self._hear)
         refuse_undeclared(self)
         self._overruns = Overruns(1.0 / self._rate_hz)
         if given.mode == "real_time":
@@ -243,7 +259,6 @@ class PolicyNode(LifecycleNode):
         self._model = self.create_publisher(
             String, topics.MODEL, qos.LATCHED, event_callbacks=NO_EVENTS
         )
-        self._model.publish(String(data=manifest.model.sha256))
         self._entities += [
             functools.partial(self.destroy_lifecycle_publisher, self._action),
             functools.partial(self.destroy_publisher, self._model),
@@ -253,6 +268,7 @@ class PolicyNode(LifecycleNode):
             self._connect_body(manifest, profile)
         else:
             self._connect_blocks(manifest, profile)
+        self._connect_peers(manifest)
         self._make_timers()
         self.get_logger().info(
             f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}, "
@@ -280,6 +296,42 @@ class PolicyNode(LifecycleNode):
         )
         self._body = Body(self, sensor_map, profile, self._on_reading)
         self._entities.append(self._body.close)
+
+    def _connect_peers(self, manifest: Manifest) -> None:
+        """Make the topics of messages, and say what model flies once peers are linked."""
+        namespace = self.get_namespace()
+        for peer in manifest.peers:
+            subscription = self.create_subscription(
+                PeerMessage,
+                topics.of_peer(namespace, peer.robot, topics.MESSAGE),
+                _never_called,
+                qos.MESSAGE,
+                callback_group=Polled(),
+                event_callbacks=NO_SUBSCRIPTION_EVENTS,
+            )
+            self._peers.append(subscription)
+            self._entities.append(functools.partial(self.destroy_subscription, subscription))
+        if manifest.message:
+            self._mouth = self.create_publisher(
+                PeerMessage, topics.MESSAGE, qos.MESSAGE, event_callbacks=NO_EVENTS
+            )
+            self._entities.append(functools.partial(self.destroy_publisher, self._mouth))
+        # Whoever waits for the robots, to begin with all of them, waits for the models that fly:
+        # by then messages go through. A peer that is not there is not waited for.
+        self._linked_by_s = time.monotonic() + DISCOVERY_S
+        self._stop_linking = self._every(LINKED_EVERY_S, self._on_linked)
+        self._entities.append(self._stop_linking)
+        self._on_linked()
+
+    def _on_linked(self) -> None:
+        assert self._runtime is not None
+        manifest = self._runtime.policy.manifest
+        listeners = self._mouth.get_subscription_count() if self._mouth else 0
+        linked = listeners >= len(manifest.message.to if manifest.message else ())
+        linked &= all(_publishers(subscription) for subscription in self._peers)
+        if linked or time.monotonic() >= self._linked_by_s:
+            self._stop_linking()
+            self._model.publish(String(data=manifest.model.sha256))
 
     def _load(self) -> BundlePolicy:
         """The bundle, if it is this robot's."""
@@ -317,6 +369,8 @@ class PolicyNode(LifecycleNode):
             },
             max_identical={name: block.max_identical for name, block in by_block.items()},
             stall=stall,
+            messages=Disturbance(given.message_loss, given.message_delay_steps),
+            message_rate_hz=self._rate_hz if given.sensor_map else 0.0,
         )
 
     def _make_timers(self) -> None:
@@ -379,7 +433,8 @@ class PolicyNode(LifecycleNode):
         while self._entities:
             self._entities.pop()()
         self._sensors.clear()
-        self._runtime = self._body = None
+        self._peers.clear()
+        self._runtime = self._body = self._mouth = None
 
     def _destroy_sensor(self, subscription: Subscription[Any]) -> None:
         self._callback_group.forget(subscription)
@@ -407,6 +462,24 @@ class PolicyNode(LifecycleNode):
         stamp = self._runtime.complete()
         if stamp is not None:
             self._publish(self._runtime.decide(stamp, time.monotonic()))
+
+    def _hear(self) -> Iterator[Heard]:
+        """What peers have sent since they were last listened to, of each the newest few."""
+        for index, subscription in enumerate(self._peers):
+            for _ in range(qos.MESSAGE.depth):
+                taken: Any = subscription.handle.take_message(PeerMessage, False)
+                if not taken:
+                    break
+                message = taken[0]
+                data = bytes(message.data)
+                yield Heard(index, message.episode, message.step, message.bits, data)
+
+    def _tell(self, told: Told) -> None:
+        """To peers; before the action, lest the world goes on before they could know."""
+        if self._mouth is not None:
+            episode, step = told.stamp
+            data = array("B", told.data)
+            self._mouth.publish(PeerMessage(episode=episode, step=step, bits=told.bits, data=data))
 
     def _age_s(self, message: FeatureBlock) -> float | None:
         stamp = message.header.stamp
@@ -471,6 +544,9 @@ class PolicyNode(LifecycleNode):
     def _publish(self, decision: Decision) -> None:
         """Send a decision, or what people want instead: a stop wins over all else."""
         assert self._runtime is not None
+        told = self._runtime.take_told()
+        if told is not None:
+            self._tell(told)
         if self._stops.stopped:
             decision = self._runtime.stop(decision, "stopped")
         else:
@@ -617,6 +693,8 @@ class PolicyNode(LifecycleNode):
             problems=self._peer_problems(),
             troubles=runtime.troubles(now_s),
             ages_s=runtime.ages_s(now_s),
+            silent_peers=runtime.silent_peers(),
+            message_ages=runtime.message_ages(),
             counts=self._counts(runtime),
             missed_periods=self._overruns.missed,
             late_in_a_row=self._overruns.in_a_row,
@@ -647,6 +725,8 @@ class PolicyNode(LifecycleNode):
             for sensor in self._sensors
             for problem in peers.publisher_problems(self, sensor.topic_name, sensor.msg_type)
         ]
+        for peer in self._peers:
+            found += peers.publisher_problems(self, peer.topic_name, PeerMessage)
         found += peers.listener_problems(self, action, AgentAction)
         others = peers.rivals(self, action)
         if others:
@@ -654,11 +734,21 @@ class PolicyNode(LifecycleNode):
         return found
 
 
+def _never_called(message: PeerMessage) -> None:
+    """Messages of peers are taken by hand."""
+
+
+def _publishers(subscription: Subscription[Any]) -> int:
+    """How many publishers a subscription is linked with."""
+    count: int = subscription.get_publisher_count()
+    return count
+
+
 def _refuse_other_interface(old: Manifest, new: Manifest) -> None:
     """Raise a `UserError` that names all in which a model cannot take another's place."""
     differing = [
         f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
-        for key in ("task", "agent", "blocks", "actions", "safe_action", "legal_actions_vary")
+        for key in INTERFACE
         if getattr(new, key) != getattr(old, key)
     ]
     if differing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -16,7 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdmarl_core.bundle import ACTION_MASK, BundlePolicy
+from kdmarl_core.bundle import (
+    ACTION_MASK,
+    FORMATS,
+    UNDISTURBED,
+    BundlePolicy,
+    Disturbance,
+    Inbox,
+    encode,
+)
 from kdmarl_ros.inputs import NEVER, Input, InputRules, Stamp
 from kdmarl_ros.safety import Mask, StallBehaviour, check_mask, legal_action
 
@@ -47,6 +55,31 @@ class Decision(NamedTuple):
         return self.status == Status.SAFE
 
 
+class Heard(NamedTuple):
+    """A peer's message as it came."""
+
+    peer: int  # number in the manifest
+    episode: int
+    step: int
+    bits: int  # of each value
+    data: bytes
+
+
+class Told(NamedTuple):
+    """What the student tells its peers."""
+
+    stamp: Stamp
+    bits: int  # of each value
+    data: bytes
+
+
+Values = npt.NDArray[np.float32]
+
+
+def _nothing() -> Iterable[Heard]:
+    return ()
+
+
 @dataclass(frozen=True)
 class RuntimeSettings:
     """How a robot treats its inputs, in lock-step unless `real_time`."""
@@ -57,6 +90,11 @@ class RuntimeSettings:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by block
     max_identical: Mapping[str, int] = field(default_factory=dict)  # by block
     stall: StallBehaviour = field(default_factory=StallBehaviour)
+    messages: Disturbance = UNDISTURBED  # of what peers send
+    # Real sensors know no steps that robots could share: periods of this rate stand for them, and
+    # a message counts as sent in the period before the one in which it was taken. 0: steps are
+    # shared.
+    message_rate_hz: float = 0.0
 
     def rules(self, block: str) -> InputRules:
         """What is asked of one block."""
@@ -73,8 +111,12 @@ class PolicyRuntime:
     """One robot's inputs, its policy, and what it decided last."""
 
     def __init__(
-        self, policy: BundlePolicy, settings: RuntimeSettings = RuntimeSettings()
+        self,
+        policy: BundlePolicy,
+        settings: RuntimeSettings = RuntimeSettings(),
+        hear: Callable[[], Iterable[Heard]] = _nothing,
     ) -> None:
+        """For a policy; `hear` gives what peers have sent since it was last asked."""
         manifest = policy.manifest
         self._policy = policy
         self._settings = settings
@@ -97,6 +139,11 @@ class PolicyRuntime:
         self._news = False  # whether anything has come since
         self._stalled_s: float | None = None  # since when inputs have failed
         self._interrupted = False  # whether they failed since the policy's newest answer
+        self._hear = hear
+        self._inbox = Inbox(manifest.robot, manifest.peers, settings.messages)
+        self._listened_s = -math.inf
+        self._heard_s = [-math.inf for _ in manifest.peers]
+        self._told: Told | None = None
         self.drops: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
 
@@ -117,6 +164,8 @@ class PolicyRuntime:
 
     def forget(self) -> None:
         """Drop all inputs and the recurrent state: what was seen says nothing of now."""
+        self._listened_s = -math.inf
+        self._heard_s = [-math.inf for _ in self._heard_s]
         for entry in self._inputs:
             entry.forget()
         self._forget_decisions()
@@ -171,7 +220,7 @@ class PolicyRuntime:
             return self._stall(doubts, now_s)._replace(stamp=stamp)
         if anew or (self._interrupted and stamp[1] > last[1] + 1):
             self._policy.reset()
-        return self._think(stamp)
+        return self._think(stamp, now_s, anew=anew)
 
     def decide_newest(self, now_s: float) -> Decision:
         """Real time: decide on the newest value of each input, unless one cannot be used.
@@ -183,11 +232,12 @@ class PolicyRuntime:
         if troubles:
             return self._stall(troubles, now_s)
         stamp, last = self._newest(), self._decided
-        if self._interrupted or stamp[0] != last[0] or stamp < last:
+        anew = stamp[0] != last[0] or stamp < last
+        if self._interrupted or anew:
             self._policy.reset()
         elif self._answer is not None and not self._news:
             return self._counted(self._answer)
-        return self._think(stamp)
+        return self._think(stamp, now_s, anew=anew)
 
     def stall(self, now_s: float) -> Decision:
         """What is published while inputs cannot be used.
@@ -227,6 +277,24 @@ class PolicyRuntime:
                 found.setdefault(word, []).append(entry.name)
         return found
 
+    def take_told(self) -> Told | None:
+        """What the newest thought tells peers; None if it tells nothing, or was taken already."""
+        told, self._told = self._told, None
+        return told
+
+    def silent_peers(self) -> list[str]:
+        """Peers of whom nothing good had come for `timeout_s` when they were last listened to."""
+        return [
+            peer.robot
+            for peer, heard_s in zip(self._inbox.peers, self._heard_s, strict=True)
+            if self._listened_s - heard_s > self._settings.timeout_s
+        ]
+
+    def message_ages(self) -> dict[str, int]:
+        """Age in steps of each peer's message when last read; one beyond the limit: none."""
+        names = (peer.block for peer in self._inbox.peers)
+        return dict(zip(names, self._inbox.ages, strict=True))
+
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Seconds since each input was last good; infinite for one that never came."""
         return {entry.name: now_s - entry.received_s for entry in self._inputs}
@@ -257,15 +325,39 @@ class PolicyRuntime:
         self._policy.reset()
         self._answer, self._decided = None, NEVER
 
-    def _think(self, stamp: Stamp) -> Decision:
+    def _listen(self, stamp: Stamp, now_s: float, *, anew: bool) -> Values | None:
+        """What peers have told, as the policy reads it in a step; None without peers."""
+        if not self._inbox.peers:
+            return None
+        rate_hz = self._settings.message_rate_hz
+        now = int(now_s * rate_hz) if rate_hz else stamp[1]
+        if anew:
+            self._inbox.begin(0 if rate_hz else stamp[0])
+        self._listened_s = now_s
+        for index, episode, step, bits, data in self._hear():
+            at = (0, now - 1) if rate_hz else (episode, step)
+            reason = self._inbox.put(index, *at, data, now, bits)
+            if reason is None:
+                self._heard_s[index] = now_s
+            else:
+                self.drops[f"{self._inbox.peers[index].block}/{reason}"] += 1
+        return self._inbox.read(now)
+
+    def _think(self, stamp: Stamp, now_s: float, *, anew: bool) -> Decision:
         begun = time.perf_counter()
+        self._told = None
         self._stalled_s, self._interrupted, self._news = None, False, False
         self._decided, self._seen = stamp, self._all_values()
         mask, reason = self.mask(), ""
         if mask is not None and not mask.any():
             mask, reason = None, "no_legal_action"
+        messages = self._listen(stamp, now_s, anew=anew)
+        told = self._policy.manifest.message
         try:
-            action = self._policy.act(self._observation, mask)
+            action = self._policy.act(self._observation, mask, messages)
+            if told and self._policy.message is not None:
+                data = encode(self._policy.message, told.format)
+                self._told = Told(stamp, FORMATS[told.format].bits, data)
         except FloatingPointError:
             self._policy.reset()
             reason = "non_finite_output"

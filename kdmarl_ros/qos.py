@@ -36,6 +36,9 @@ ACTION = QoSProfile(
     liveliness_lease_duration=Duration(seconds=LEASE_S),
 )
 
+# What robots tell each other: the newest few, delivered if that can be, never waited for.
+MESSAGE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+
 # Every step result of an episode, delivered.
 STEP_RESULT = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 

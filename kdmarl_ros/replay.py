@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 
 from rclpy.serialization import deserialize_message
 
-from kdmarl_core.bundle import BundlePolicy
+from kdmarl_core.bundle import BundlePolicy, Disturbance
 from kdmarl_core.errors import UserError
 from kdmarl_ros import topics
 from kdmarl_ros.inputs import NEVER, Stamp
-from kdmarl_ros.msg import AgentAction, FeatureBlock
-from kdmarl_ros.policy_runtime import PolicyRuntime, RuntimeSettings
+from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
+from kdmarl_ros.policy_runtime import Heard, PolicyRuntime, RuntimeSettings
 from kdmarl_ros.recording import Recorded, Recording
 
-_TYPES = {"kdmarl_ros/msg/FeatureBlock": FeatureBlock, "kdmarl_ros/msg/AgentAction": AgentAction}
+_TYPES = {
+    "kdmarl_ros/msg/FeatureBlock": FeatureBlock,
+    "kdmarl_ros/msg/AgentAction": AgentAction,
+    "kdmarl_ros/msg/PeerMessage": PeerMessage,
+}
 
 
 class Difference(NamedTuple):
@@ -50,7 +54,15 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
         UserError: the recording has no messages of that robot, or they cannot be decoded.
     """
     manifest = policy.manifest
-    runtime = PolicyRuntime(policy, _settings(recording.parameters.get(manifest.robot, {})))
+    waiting: list[Heard] = []  # of peers, until they are listened to
+
+    def hear() -> list[Heard]:
+        heard = waiting.copy()
+        waiting.clear()
+        return heard
+
+    settings = _settings(recording.parameters.get(manifest.robot, {}))
+    runtime = PolicyRuntime(policy, settings, hear)
     recurrent = manifest.student.state_size > 0
     names = topics.inputs(
         (block.name for block in manifest.blocks), masked=manifest.legal_actions_vary
@@ -59,12 +71,21 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
         f"/{topics.of_robot(manifest.robot, topics.sensor(name))}": index
         for index, name in enumerate(names)
     }
+    peers = {
+        f"/{topics.of_robot(peer.robot, topics.MESSAGE)}": index
+        for index, peer in enumerate(manifest.peers)
+    }
     answers = f"/{topics.of_robot(manifest.robot, topics.ACTION)}"
     actions = [_decoded(item, where) for item in recording.messages if item.topic == answers]
     decided: dict[Stamp, set[int]] = defaultdict(set)
     skipped = _skipped(actions) if recurrent else set()
     last, whole = NEVER, False
     for recorded in recording.messages:
+        if recorded.topic in peers:
+            told = _decoded(recorded, where)
+            waiting.append(
+                Heard(peers[recorded.topic], told.episode, told.step, told.bits, bytes(told.data))
+            )
         index = inputs.get(recorded.topic)
         if index is None:
             continue
@@ -103,6 +124,9 @@ def _settings(parameters: Mapping[str, Any]) -> RuntimeSettings:
             for name, value in parameters.items()
             if name.startswith(identical)
         },
+        messages=Disturbance(
+            parameters.get("message_loss", 0.0), parameters.get("message_delay_steps", 0)
+        ),
     )
 
 

@@ -132,6 +132,21 @@ class MessagesFirst(CallbackGroup):
         """Nothing to release."""
 
 
+class Polled(CallbackGroup):
+    """Subscriptions that nobody is woken up for: what has come is taken by hand when needed."""
+
+    def can_execute(self, entity: object) -> bool:
+        """Never: rclpy leaves them out of its waits."""
+        return False
+
+    def beginning_execution(self, entity: object) -> bool:
+        """Nothing is executed."""
+        return False
+
+    def ending_execution(self, entity: object) -> None:
+        """Nothing is executed."""
+
+
 class Spinning(Protocol):
     """What `PunctualSpinner` needs of an executor."""
 

@@ -101,17 +101,32 @@ def team_rights(
                 f"{team.path}: robots: '{robot.name}' is the name of another process; rename it"
             )
     of_robots = {
-        robot.name: robot_rights(robot.name, team_topics.inputs(robot, team), maps.get(robot.name))
+        robot.name: robot_rights(
+            robot.name,
+            team_topics.inputs(robot, team),
+            maps.get(robot.name),
+            tells=robot.messages is not None,
+            peers=[peer.robot for peer in robot.peers],
+        )
         for robot in team.robots
     }
     return of_robots | others
 
 
-def robot_rights(robot: str, inputs: Iterable[str], sensor_map: SensorMap | None) -> Rights:
+def robot_rights(
+    robot: str,
+    inputs: Iterable[str],
+    sensor_map: SensorMap | None,
+    *,
+    tells: bool = False,
+    peers: Iterable[str] = (),
+) -> Rights:
     """Its own sensors and what people tell it in; its own action and reports out.
 
-    With a sensor map its sensors are what the map listens to, and its commands go out, too.
+    With a sensor map its sensors are what the map listens to, and its commands go out, too. If it
+    `tells` others something, so do its messages, and those of its peers come in.
     """
+    told = [topics.of_peer(f"/{robot}", peer, topics.MESSAGE) for peer in peers]
     heard = [topics.sensor(name) for name in inputs]
     commands: list[str] = []
     if sensor_map is not None:
@@ -125,11 +140,13 @@ def robot_rights(robot: str, inputs: Iterable[str], sensor_map: SensorMap | None
             topics.MODEL,
             topics.STOPPED,
             topics.DIAGNOSTICS,
+            *([topics.MESSAGE] if tells else []),
             "~/transition_event",
             *commands,
         ],
         subscribe=[
             *heard,
+            *told,
             topics.EMERGENCY_STOP,
             topics.SWARM_STOP,
             topics.OVERRIDE,

@@ -11,7 +11,7 @@ from visualization_msgs.msg import MarkerArray
 
 from kdmarl_core.team import Robot, Team
 from kdmarl_ros import qos, topics
-from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
+from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage, StepResult
 
 
 class TeamTopic(NamedTuple):
@@ -46,10 +46,20 @@ def action_topics(team: Team) -> list[TeamTopic]:
     ]
 
 
+def message_topics(team: Team) -> list[TeamTopic]:
+    """All topics on which robots tell each other something."""
+    return [
+        TeamTopic(topics.of_robot(robot.name, topics.MESSAGE), PeerMessage, qos.MESSAGE)
+        for robot in team.robots
+        if robot.messages
+    ]
+
+
 def recorded_topics(team: Team) -> list[TeamTopic]:
     """What a recording holds: the robots' inputs come last, as the recorder listens in order."""
     return [
         *action_topics(team),
+        *message_topics(team),
         TeamTopic(topics.STEP, StepResult, qos.STEP_RESULT),
         TeamTopic(topics.CLOCK, Clock, qos.CLOCK),
         TeamTopic(topics.MARKERS, MarkerArray, qos.LATCHED),

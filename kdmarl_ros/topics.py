@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from kdmarl_core.bundle import ACTION_MASK
 
 ACTION = "action"
+MESSAGE = "message"
 MODEL = "model"
 EMERGENCY_STOP = "emergency_stop"  # a topic and a service
 STOPPED = "stopped"
@@ -37,6 +38,11 @@ def inputs(blocks: Iterable[str], *, masked: bool) -> list[str]:
 def sensor(name: str) -> str:
     """A robot's topic for one input."""
     return f"sensors/{name}"
+
+
+def of_peer(namespace: str, peer: str, topic: str) -> str:
+    """A topic of a robot whose namespace lies beside one's own, absolute."""
+    return f"{namespace.rstrip('/').rpartition('/')[0]}/{peer}/{topic}"
 
 
 def of_robot(robot: str, topic: str) -> str:

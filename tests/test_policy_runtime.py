@@ -32,9 +32,9 @@ class SpyPolicy(BundlePolicy):
         self.resets += 1
         super().reset()
 
-    def act(self, observation, action_mask=None):
+    def act(self, observation, action_mask=None, messages=None):
         self.seen.append(observation.tolist())
-        return super().act(observation, action_mask)
+        return super().act(observation, action_mask, messages)
 
 
 @pytest.fixture
@@ -363,9 +363,9 @@ class Remembering(SpyPolicy):
         super().reset()
         self.state = []
 
-    def act(self, observation, action_mask=None):
+    def act(self, observation, action_mask=None, messages=None):
         self.state.append(float(observation[0]))
-        return super().act(observation, action_mask)
+        return super().act(observation, action_mask, messages)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kdmarl_core.bundle.messages import MessageEntry, PeerEntry, check_peers
 from kdmarl_core.bundle.onnx_check import LARGEST_MODEL
 from kdmarl_core.bundle.sha256 import sha256_hex
 from kdmarl_core.errors import UserError
@@ -90,6 +91,8 @@ class Manifest:
     teacher: TeacherEntry
     measured: Measured | None  # None while a model is being exported
     model: ModelEntry
+    message: MessageEntry | None = None  # what the robot tells others; None: it is silent
+    peers: tuple[PeerEntry, ...] = ()  # whose messages it reads, in the order of its input
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -118,6 +121,7 @@ class Manifest:
             raise UserError(
                 f"student.state_size: {self.student.state_size} is below 0; export again"
             )
+        check_peers(self.robot, self.peers)
         if self.safe_action not in self.actions:
             raise UserError(
                 f"safe_action: '{self.safe_action}' is not one of {list(self.actions)}; "
@@ -128,6 +132,11 @@ class Manifest:
     def observation_size(self) -> int:
         """Number of input features of all blocks."""
         return sum(block.size for block in self.blocks)
+
+    @cached_property
+    def messages_size(self) -> int:
+        """Number of input features of all peers' messages."""
+        return sum(peer.features for peer in self.peers)
 
     @property
     def safe_index(self) -> int:

@@ -12,12 +12,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from kdmarl_core.bundle.manifest import MODEL, Manifest
+from kdmarl_core.bundle.messages import Inbox
 from kdmarl_core.bundle.onnx_check import check_model
 from kdmarl_core.bundle.signing import NO_TRUST, UNSIGNED, Trust, admit
 from kdmarl_core.errors import UserError
 
 OBSERVATION = "observation"
+MESSAGES = "messages"  # of peers, as an `Inbox` gives them
 LOGITS = "logits"
+MESSAGE = "message"  # to others, each value between -1 and 1
 STATE = "state"  # of a recurrent student, before the step
 NEXT_STATE = "next_state"
 
@@ -26,7 +29,10 @@ _sessions: WeakValueDictionary[bytes, ort.InferenceSession] = WeakValueDictionar
 
 
 class BundlePolicy:
-    """One robot's decentralised actor: its own blocks in, an action index out."""
+    """One robot's decentralised actor: its own blocks in, an action index out.
+
+    With peers it also reads their messages, and with a message head it gives one.
+    """
 
     def __init__(
         self, manifest: Manifest, model: bytes, where: str = MODEL, vouched: str = UNSIGNED
@@ -50,10 +56,13 @@ class BundlePolicy:
         self._session = _open_session(model, where)
         self._feed = np.zeros((1, manifest.observation_size), np.float32)
         self._inputs = {OBSERVATION: self._feed}
-        self._outputs = [LOGITS]
+        self._outputs = [name for name, _ in outputs]
+        self._silence = Inbox(manifest.robot, manifest.peers).read(0)
+        if manifest.peers:
+            self._inputs[MESSAGES] = self._silence[None].copy()
+        self.message: npt.NDArray[np.float32] | None = None  # of the newest decision, [M]
         self._ahead: dict[bytes, list[npt.NDArray[np.float32]]] = {}  # see `think_ahead`
         if manifest.student.state_size:
-            self._outputs.append(NEXT_STATE)
             self.reset()
         self._try_once(where)
 
@@ -63,17 +72,27 @@ class BundlePolicy:
         if self.manifest.student.state_size:
             self._inputs[STATE] = np.zeros((1, self.manifest.student.state_size), np.float32)
 
-    def logits(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def logits(
+        self,
+        observation: npt.NDArray[np.float32],
+        messages: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """Unnormalised log-probabilities [A] of the blocks' concatenation [D].
 
-        A recurrent student takes one step: call it once per step of an episode.
+        A recurrent student takes one step: call it once per step of an episode. `messages` [R] is
+        what an `Inbox` of its peers gives, None if nothing came. What the student tells others is
+        then in `message`.
         """
         self._feed[0] = observation
         found = self._ahead.pop(self._feed.tobytes(), None)
-        logits, *state = found or self._session.run(self._outputs, self._inputs)
+        if self.manifest.peers:
+            self._inputs[MESSAGES][0] = self._silence if messages is None else messages
+        logits, *more = found or self._session.run(self._outputs, self._inputs)
         self._ahead.clear()
-        if state:
-            self._inputs[STATE] = state[0]
+        if self.manifest.student.state_size:
+            self._inputs[STATE] = more.pop()
+        if more:
+            self.message = more[0][0]
         own: npt.NDArray[np.float32] = logits[0]
         return own
 
@@ -81,15 +100,19 @@ class BundlePolicy:
         self,
         observation: npt.NDArray[np.float32],
         action_mask: npt.NDArray[np.bool_] | None = None,
+        messages: npt.NDArray[np.float32] | None = None,
     ) -> int:
         """Index of the most probable action, of the legal ones [A] if a mask is given.
+
+        `messages` as in `logits`.
 
         Raises:
             FloatingPointError: the network gave NaN or infinity.
             ValueError: the mask is of another size, or no action is legal.
         """
-        logits = self.logits(observation)
-        if not np.isfinite(logits).all():
+        logits = self.logits(observation, messages)
+        said = self.message is None or np.isfinite(self.message).all()
+        if not (said and np.isfinite(logits).all()):
             raise FloatingPointError("the network's output is not finite")
         if action_mask is not None:
             if action_mask.shape != logits.shape or not action_mask.any():
@@ -99,9 +122,7 @@ class BundlePolicy:
 
     def _try_once(self, where: str) -> None:
         """One decision on zeros: what the weights' shapes do not allow fails here."""
-        expected = [(1, len(self.manifest.actions))]
-        if self.manifest.student.state_size:
-            expected.append((1, self.manifest.student.state_size))
+        expected = [(1, size) for _, size in _interface(self.manifest)[1]]
         try:
             found = [array.shape for array in self._session.run(self._outputs, self._inputs)]
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
@@ -115,9 +136,12 @@ def think_ahead(asked: Iterable[tuple[BundlePolicy, npt.NDArray[np.float32]]]) -
 
     A policy that is then asked about that very observation has its answer ready; one that is reset
     or asked about another one thinks for itself, so that nothing depends on what is done here.
+    Robots that listen to others know only when they decide what was said, and think then.
     """
     flown: dict[int, list[BundlePolicy]] = {}
     for policy, observation in asked:
+        if policy.manifest.peers:
+            continue
         policy._feed[0] = observation
         flown.setdefault(id(policy._session), []).append(policy)
     for policies in flown.values():
@@ -179,6 +203,10 @@ def _interface(manifest: Manifest) -> tuple[list[tuple[str, int]], list[tuple[st
     """Names and sizes of the inputs and outputs that a manifest promises."""
     inputs = [(OBSERVATION, manifest.observation_size)]
     outputs = [(LOGITS, len(manifest.actions))]
+    if manifest.peers:
+        inputs.append((MESSAGES, manifest.messages_size))
+    if manifest.message:
+        outputs.append((MESSAGE, manifest.message.size))
     if manifest.student.state_size:
         inputs.append((STATE, manifest.student.state_size))
         outputs.append((NEXT_STATE, manifest.student.state_size))

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,6 +22,9 @@ from rich.progress import (
 from rich.table import Table
 
 from kdmarl_core.errors import EXIT_USER_ERROR, UserError
+
+if TYPE_CHECKING:
+    from kdmarl_core.bundle import Disturbance
 
 EXIT_INTERRUPTED = 130
 
@@ -56,6 +59,34 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`, for everything that prints figures."""
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def add_disturbance(parser: argparse.ArgumentParser) -> None:
+    """`--message-loss` and `--message-delay`, for everything that plays offline."""
+    parser.add_argument(
+        "--message-loss", type=_share, default=0.0, metavar="SHARE", help="lose so many messages"
+    )
+    parser.add_argument(
+        "--message-delay",
+        type=natural,
+        default=0,
+        metavar="STEPS",
+        help="messages can be read so many steps late (default: as the manifests say)",
+    )
+
+
+def disturbance(arguments: argparse.Namespace) -> Disturbance:
+    """What these options say."""
+    from kdmarl_core.bundle import Disturbance
+
+    return Disturbance(arguments.message_loss, arguments.message_delay)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
+    add_disturbance,
     add_json,
     add_seed,
+    disturbance,
     positive,
     print_json,
     print_table,
@@ -35,6 +37,7 @@ def add_command(commands: Any) -> None:
         "one's students, all but the teacher)",
     )
     parser.add_argument("--episodes", type=positive, default=1000, help="each (default 1000)")
+    add_disturbance(parser)
     add_seed(parser)
     add_json(parser)
     parser.set_defaults(command=evaluate_command)
@@ -102,7 +105,7 @@ def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
         folder = (
             Path(arguments.bundles) if arguments.bundles else bundles_folder(team.students.name)
         )
-        return BundlePlayer(load_bundles(team, folder), team)
+        return BundlePlayer(load_bundles(team, folder), team, disturbance(arguments))
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 

@@ -17,6 +17,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
         ablation,
         distil,
         evaluate,
+        inspect,
+        messages,
         opponent,
         security,
         table,
@@ -30,6 +32,17 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     )
     parser.add_argument("--version", action="version", version=f"kdmarl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (tasks, train, opponent, distil, evaluate, table, ablation, security):
+    for module in (
+        tasks,
+        train,
+        opponent,
+        distil,
+        evaluate,
+        inspect,
+        table,
+        ablation,
+        messages,
+        security,
+    ):
         module.add_command(commands)
     return parser, commands

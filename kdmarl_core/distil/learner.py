@@ -65,7 +65,14 @@ class Learner:
         """The terms that have a weight; zero, and free, for the others."""
         recipe, heads = self._recipe, self._heads
         labels = batch.labels
-        output = self.students(batch.inputs, labels.action_mask, labels.begins, batch.state)
+        output = self.students(
+            batch.inputs,
+            labels.action_mask,
+            labels.begins,
+            batch.state,
+            batch.delivery,
+            batch.mail,
+        )
         student, embedding = output.log_probs.flatten(0, 1), output.embedding.flatten(0, 1)
         teacher = labels.teacher.flatten(0, 1).float()
         compute: dict[str, Callable[[], Tensor]] = {

@@ -7,6 +7,7 @@ import torch
 from kdmarl_core.distil.expert_buffer import ExpertBuffer
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
+from kdmarl_core.distil.messages import draw_delivery
 from kdmarl_core.distil.recipe import OfflinePhase, decay
 from kdmarl_core.distil.samples import Batch, Labels
 from kdmarl_core.seeding import derive_seed
@@ -25,15 +26,16 @@ def learn_offline(
 
 
 def _draw(learner: Learner, buffer: ExpertBuffer, steps: int, generator: torch.Generator) -> Batch:
-    """So many environment steps: whole sequences for recurrent students, else single steps.
+    """So many environment steps: whole sequences where the past matters, else single steps.
 
     Features that a restriction hides at random are those that were hidden from the teacher or, if
     it saw everything, drawn anew for every sequence or step.
     """
     students = learner.students
     horizon, sequences = buffer.labels.begins.shape
-    count = max(1, steps // horizon) if students.recurrent else steps
-    step = None if students.recurrent else torch.randint(horizon, (count,), generator=generator)
+    whole = students.recurrent or students.wiring is not None
+    count = max(1, steps // horizon) if whole else steps
+    step = None if whole else torch.randint(horizon, (count,), generator=generator)
     index = torch.randint(sequences, (count,), generator=generator)
 
     def drawn(field: torch.Tensor) -> torch.Tensor:
@@ -45,7 +47,12 @@ def _draw(learner: Learner, buffer: ExpertBuffer, steps: int, generator: torch.G
     else:
         visible = drawn(buffer.visible)
     inputs = students.restriction.inputs(drawn(buffer.observation).float(), visible)
-    return Batch(inputs, students.initial_state(count), labels)
+    delivery = None
+    if students.wiring:
+        delivery = draw_delivery(students.wiring, labels.begins, generator)
+    return Batch(
+        inputs, students.initial_state(count), labels, delivery, students.initial_mail(count)
+    )
 
 
 def _visible(

@@ -9,14 +9,24 @@ from torch import Tensor
 
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
+from kdmarl_core.distil.messages import Delivery, Mail, Post, joined
 from kdmarl_core.distil.recipe import OnPolicyPhase, decay
-from kdmarl_core.distil.samples import Batch, columns, each_step_alone, label
+from kdmarl_core.distil.samples import (
+    Batch,
+    Labels,
+    columns,
+    each_step_alone,
+    label,
+    side_by_side,
+)
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import BatchStep, Task
 from kdmarl_core.tasks.task import Booleans
 from kdmarl_core.teacher.rollout import Collector, Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
+
+MESSAGE_STEPS = 25  # through which gradients follow messages back: a whole episode of MPE
 
 
 class StudentsActing:
@@ -29,6 +39,10 @@ class StudentsActing:
         self._visible: Tensor | None = None
         self._shown: list[Tensor] = []
         self._inputs: list[Tensor] = []
+        self._post: Post | None = None  # where robots tell each other anything
+        self._mail: Mail | None = None
+        self._delivered: list[Delivery] = []
+        self._before: list[tuple[Tensor, Mail | None]] = []  # state and mail before each step
 
     def __call__(self, step: BatchStep, begins: Booleans) -> Tensor:
         """Log-probabilities [E, N, A], without gradients."""
@@ -36,6 +50,9 @@ class StudentsActing:
         restriction = students.restriction
         if not self._inputs:
             self._state = students.initial_state(envs)
+            self._mail = students.initial_mail(envs)
+            if students.wiring:
+                self._post = Post(students.wiring, envs, self._generator)
         if restriction.random and begins.any():
             fresh = restriction.draw(envs, self._generator)
             anew = torch.from_numpy(begins)[:, None, None]
@@ -48,8 +65,14 @@ class StudentsActing:
             inputs = restriction.inputs(torch.from_numpy(step.observation), self._visible)
             self._inputs.append(inputs)
             mask, start = torch.from_numpy(step.action_mask), torch.from_numpy(begins)
-            output = students(inputs[None], mask[None], start[None], self._state)
-        self._state = output.state
+            delivery = self._post.step(start) if self._post else None
+            if delivery:
+                self._delivered.append(delivery)
+                self._before.append((self._state, self._mail))
+            output = students(
+                inputs[None], mask[None], start[None], self._state, delivery, self._mail
+            )
+        self._state, self._mail = output.state, output.mail
         log_probs: Tensor = output.log_probs[0]
         return log_probs
 
@@ -60,6 +83,32 @@ class StudentsActing:
     def visible(self) -> Tensor | None:
         """Which features the episodes showed, [T, E, N, D]; None if all do, always."""
         return torch.stack(self._shown) if self._shown else None
+
+    def delivery(self) -> Delivery | None:
+        """What became of messages in the rollout; None where there are none."""
+        return joined(self._delivered) if self._delivered else None
+
+    def batch(self, labels: Labels) -> Batch:
+        """What is learned from the rollout, in sequences of the length that students need.
+
+        Gradients pass through messages for at most `MESSAGE_STEPS`: longer rollouts are cut into
+        parts, each with the state and the mail that there were.
+        """
+        students, inputs = self._students, self.inputs()
+        if not self._delivered:
+            batch = Batch(inputs, students.initial_state(inputs.shape[1]), labels)
+            return batch if students.recurrent else each_step_alone(batch)
+        length = len(inputs)
+        steps = max(n for n in range(1, MESSAGE_STEPS + 1) if length % n == 0)
+        before = [self._before[start] for start in range(0, length, steps)]
+        states, mails = zip(*before, strict=True)
+        return Batch(
+            side_by_side(inputs, steps, 1),
+            torch.cat(states, -1),
+            Labels(*(side_by_side(field, steps, 1) for field in labels)),
+            Delivery(*(side_by_side(field, steps, 2) for field in joined(self._delivered))),
+            Mail(*(torch.cat(fields, -1) for fields in zip(*mails, strict=True))),
+        )
 
 
 class OnPolicy:
@@ -90,10 +139,7 @@ class OnPolicy:
         rollout = self._collector.collect(acting, iteration)
         visible = acting.visible() if self._teacher.team else None
         labels = label(rollout, self._teacher, self._card, self._roles, visible)
-        state = learner.students.initial_state(phase.num_envs)
-        batch = Batch(acting.inputs(), state, labels)
-        if not learner.students.recurrent:
-            batch = each_step_alone(batch)
+        batch = acting.batch(labels)
         rate = decay(phase.learning_rate, iteration, phase.iterations)
         terms = [
             learner.update(columns(batch, rows), phase.weights, rate)

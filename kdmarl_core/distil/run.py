@@ -27,6 +27,7 @@ from kdmarl_core.bundle import (
     ModelEntry,
     StudentEntry,
     TeacherEntry,
+    message_entry,
     write_bundle,
 )
 from kdmarl_core.distil.coordination import CoordinationHeads
@@ -214,25 +215,58 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
     )
     rollout = collector.collect(acting, 0)
     inputs, begins = acting.inputs(), rollout.begins
-    state = students.initial_state(CHECKED_EPISODES)
+    state, mail = (
+        students.initial_state(CHECKED_EPISODES),
+        students.initial_mail(CHECKED_EPISODES),
+    )
+    delivery = acting.delivery()
     with torch.no_grad():
-        logits = students(inputs, torch.ones_like(rollout.action_mask), begins, state).logits
+        output = students(
+            inputs, torch.ones_like(rollout.action_mask), begins, state, delivery, mail
+        )
     exported = []
     for index, robot in enumerate(team.robots):
-        model = student_model(students.layers(index))
+        model = student_model(students.layers(index), students.message_weights(index))
         draft = _draft(work, robot, model)
         policy = BundlePolicy(draft, model, f"{robot.name}/{MODEL}")
         own = inputs[:, :, index, : draft.observation_size].numpy()
-        found = np.empty((*begins.shape, len(robot.agent.actions)), np.float32)
-        for episode in range(CHECKED_EPISODES):
-            for step in range(len(begins)):
-                if begins[step, episode]:
-                    policy.reset()
-                found[step, episode] = policy.logits(own[step, episode])
-        expected = logits[:, :, index, : len(robot.agent.actions)].numpy()
-        difference = check_agreement(robot.name, found, expected)
+        expected = output.logits[:, :, index, : len(robot.agent.actions)]
+        read = None
+        if students.wiring:
+            assert output.held is not None
+            assert output.message is not None
+            assert delivery is not None
+            read = students.wiring.read_by(index, output.held, delivery).numpy()
+            told = output.message[:, :, index, : students.wiring.sizes[index]]
+            expected = torch.cat([expected, told], -1)
+        found = _played_again(policy, own, read, begins)
+        difference = check_agreement(robot.name, found, expected.numpy())
         exported.append(Exported(robot, model, difference, draft))
     return exported
+
+
+def _played_again(
+    policy: BundlePolicy, own: np.ndarray, read: np.ndarray | None, begins: torch.Tensor
+) -> np.ndarray:
+    """Logits and messages [T, E, A + M] of ONNX Runtime, one step after the other.
+
+    Args:
+        policy: one robot's.
+        own: its features, [T, E, D].
+        read: what it read of its peers, [T, E, R], if there are messages.
+        begins: [T, E].
+    """
+    steps, episodes = begins.shape
+    found = []
+    for episode in range(episodes):
+        for step in range(steps):
+            if begins[step, episode]:
+                policy.reset()
+            messages = None if read is None else read[step, episode]
+            logits = policy.logits(own[step, episode], messages)
+            told = np.zeros(0, np.float32) if policy.message is None else policy.message
+            found.append(np.concatenate([logits, told]))
+    return np.stack(found).reshape(episodes, steps, -1).swapaxes(0, 1)
 
 
 class Played(NamedTuple):
@@ -301,6 +335,7 @@ def write_team(
 
 def _draft(work: Work, robot: Robot, model: bytes) -> Manifest:
     team, cost = work.team, count(model)
+    told, rate_hz = robot.messages, team.task.spec.rate_hz
     assistant = work.assistant and work.assistant.card.weights_sha256
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -309,7 +344,7 @@ def _draft(work: Work, robot: Robot, model: bytes) -> Manifest:
         robot=robot.name,
         task=team.task.spec.name,
         agent=robot.agent.name,
-        rate_hz=team.task.spec.rate_hz,
+        rate_hz=rate_hz,
         blocks=tuple(BlockEntry(b.name, b.size, b.unit) for b in robot.blocks),
         actions=robot.agent.actions,
         safe_action=robot.safe_action,
@@ -324,4 +359,6 @@ def _draft(work: Work, robot: Robot, model: bytes) -> Manifest:
         teacher=TeacherEntry(team.teacher, work.card.weights_sha256, assistant),
         measured=None,
         model=ModelEntry(MODEL, "", len(model)),
+        message=message_entry(told.size, told.format, told.receivers, rate_hz) if told else None,
+        peers=robot.peers,
     )

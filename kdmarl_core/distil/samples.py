@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdmarl_core.distil.losses import pair_cosines
+from kdmarl_core.distil.messages import Delivery, Mail
 from kdmarl_core.teacher.returns import gae
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, mask_logits
@@ -39,6 +40,8 @@ class Batch(NamedTuple):
     inputs: Tensor  # [T, B, N, I], from `Restriction.inputs`
     state: Tensor  # [N, W, B] of recurrent students before the first step
     labels: Labels
+    delivery: Delivery | None = None  # what becomes of messages, where there are some
+    mail: Mail | None = None  # what is on its way before the first step
 
 
 def label(
@@ -87,9 +90,23 @@ def each_step_alone(batch: Batch) -> Batch:
     return Batch(batch.inputs.flatten(0, 1)[None], batch.state, flat)
 
 
+def side_by_side(values: Tensor, steps: int, axis: int) -> Tensor:
+    """Sequences [T, ...] cut into parts of so many steps, which lie behind one another in `axis`.
+
+    All first parts come first, then all second ones.
+    """
+    return torch.cat(torch.split(values, steps), axis)
+
+
 def columns(batch: Batch, index: Tensor) -> Batch:
     """The sequences of these indices."""
     labels = Labels(*(field[:, index] for field in batch.labels))
     # Feed-forward students have no state, whatever the number of sequences.
     state = batch.state[..., index] if batch.state.shape[1] else batch.state
-    return Batch(batch.inputs[:, index], state, labels)
+    return Batch(
+        batch.inputs[:, index],
+        state,
+        labels,
+        batch.delivery and Delivery(*(field[..., index] for field in batch.delivery)),
+        batch.mail and Mail(*(field[:, index] for field in batch.mail)),
+    )

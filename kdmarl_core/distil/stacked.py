@@ -26,10 +26,7 @@ class StackedLinear(nn.Module):
     def __init__(self, inputs: list[int], outputs: list[int], gain: float) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        weight = torch.zeros(len(inputs), max(outputs), max(inputs))
-        for robot, (columns, rows) in enumerate(zip(inputs, outputs, strict=True)):
-            weight[robot, :rows, :columns] = nn.init.orthogonal_(torch.empty(rows, columns), gain)
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(stacked_weight(inputs, outputs, gain))
         self.bias = nn.Parameter(torch.zeros(len(inputs), max(outputs), 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,18 +68,23 @@ class StackedGru(nn.Module):
         Returns:
             States after each step [N, W, T * B], and the last one [N, W, B].
         """
-        projected = torch.baddbmm(self.input_bias, self.input_weight, x)
+        projected = self.project(x)
         goes_on = (~begins).to(x.dtype)
         some_begin = begins.any(1).tolist()
         states = []
         for t, now in enumerate(torch.split(projected, begins.shape[1], -1)):
             if some_begin[t]:
                 state = state * goes_on[t]
-            state = self._step(now, state)
+            state = self.step(now, state)
             states.append(state)
         return torch.cat(states, -1), state
 
-    def _step(self, projected: Tensor, state: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
+        """The inputs' part of all gates, [N, 3 W, B] of inputs [N, W, B]."""
+        return torch.baddbmm(self.input_bias, self.input_weight, x)
+
+    def step(self, projected: Tensor, state: Tensor) -> Tensor:
+        """The state [N, W, B] after one step, from `project` and the state before."""
         recurrent = torch.baddbmm(self.state_bias, self.state_weight, state)
         width = self.width
         gates = torch.sigmoid(projected[:, : 2 * width] + recurrent[:, : 2 * width])
@@ -100,6 +102,15 @@ class StackedGru(nn.Module):
             _double(self.state_weight[robot, rows, :own].T),
             _double(self.state_bias[robot, rows, 0]),
         )
+
+
+def stacked_weight(inputs: list[int], outputs: list[int], gain: float) -> Tensor:
+    """Orthogonal weights [N, out, in], zero where a robot has no such unit."""
+    weight = torch.zeros(len(inputs), max(outputs), max(inputs))
+    for robot, (columns, rows) in enumerate(zip(inputs, outputs, strict=True)):
+        if columns and rows:
+            weight[robot, :rows, :columns] = nn.init.orthogonal_(torch.empty(rows, columns), gain)
+    return weight
 
 
 def _gates(widths: list[int]) -> Tensor:

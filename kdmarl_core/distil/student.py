@@ -1,7 +1,7 @@
 """A team of students, computed as one: every layer is a batched product over robots.
 
 Shapes: `T` steps, `B` episodes side by side, `N` robots, `I` widest student input, `W` widest
-student, `A` actions.
+student, `A` actions, `M` widest message; of messages received `V` values and `P` ages.
 """
 
 from __future__ import annotations
@@ -12,8 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdmarl_core.distil.stacked import StackedGru, StackedLinear
-from kdmarl_core.export import GruWeights, Layer
+from kdmarl_core.distil.messages import (
+    Delivery,
+    Mail,
+    Routes,
+    Wiring,
+    receive,
+    rounded,
+    send,
+)
+from kdmarl_core.distil.stacked import StackedGru, StackedLinear, stacked_weight
+from kdmarl_core.distil.unroll import Unrolled, unroll
+from kdmarl_core.export import SILENT, GruWeights, Layer, MessageWeights
 from kdmarl_core.restriction import Restriction
 from kdmarl_core.teacher.teacher import mask_logits
 from kdmarl_core.team import Team
@@ -26,6 +36,9 @@ class StudentOutput(NamedTuple):
     log_probs: Tensor  # [T, B, N, A], of legal actions; very negative for others
     embedding: Tensor  # phi_S, [T, B, N, W]
     state: Tensor  # [N, W, B] after the last step; empty for feed-forward students
+    mail: Mail | None = None  # after the last step, where robots tell each other anything
+    message: Tensor | None = None  # [T, B, N, M], before it is rounded
+    held: Tensor | None = None  # [T, B, N, V], values received
 
 
 class StudentTeam(nn.Module):
@@ -34,6 +47,10 @@ class StudentTeam(nn.Module):
     Each is: aligner g_i (linear, o_S,i -> W_i), hidden layer with ReLU, then a second one or a
     GRU, and a linear head. The aligner only helps training: two linear maps in a row are one, so
     export folds it into the first hidden layer.
+
+    Where robots tell each other anything, what a robot receives enters its first hidden layer
+    beside its own features, and a bounded linear head gives what it sends. Then steps follow one
+    another, since a message depends on those before; gradients follow them back to the senders.
     """
 
     def __init__(self, team: Team) -> None:
@@ -49,14 +66,32 @@ class StudentTeam(nn.Module):
             StackedGru(widths) if self.recurrent else StackedLinear(widths, widths, math.sqrt(2))
         )
         self.head = StackedLinear(widths, actions, 0.01)
+        self.wiring: Wiring | None = None
+        if any(robot.messages for robot in team.robots):
+            wiring = self.wiring = Wiring(team)
+            self.message_head = StackedLinear(widths, wiring.sizes, 1.0)
+            self.message_values = nn.Parameter(stacked_weight(wiring.values, widths, 1.0))
+            self.message_ages = nn.Parameter(
+                torch.zeros(len(widths), max(widths), max(wiring.peers))
+            )
 
     def initial_state(self, episodes: int) -> Tensor:
         """The recurrent state before anything was seen, [N, W, B]; empty without recurrence."""
         width = max(self.widths) if self.recurrent else 0
         return torch.zeros(len(self.widths), width, episodes)
 
+    def initial_mail(self, episodes: int) -> Mail | None:
+        """What is on its way before anything was sent; None where nobody sends."""
+        return self.wiring.empty(episodes) if self.wiring else None
+
     def forward(
-        self, inputs: Tensor, action_mask: Tensor, begins: Tensor, state: Tensor
+        self,
+        inputs: Tensor,
+        action_mask: Tensor,
+        begins: Tensor,
+        state: Tensor,
+        delivery: Delivery | None = None,
+        mail: Mail | None = None,
     ) -> StudentOutput:
         """Logits and embeddings of sequences.
 
@@ -65,14 +100,21 @@ class StudentTeam(nn.Module):
             action_mask: [T, B, N, A].
             begins: [T, B], whether an episode begins with a step.
             state: as `initial_state` or an earlier output's.
+            delivery: what becomes of messages, where there are some.
+            mail: as `initial_mail` or an earlier output's.
         """
         (steps, episodes), robots = begins.shape, len(self.widths)
         features = inputs.permute(2, 3, 0, 1).flatten(2)
-        x = torch.relu(self.hidden(self.aligner(features)))
-        if isinstance(self.core, StackedGru):
-            x, state = self.core(x, begins, state)
+        x = self.hidden(self.aligner(features))
+        told: Unrolled | None = None
+        if self.wiring:
+            assert delivery is not None
+            assert mail is not None
+            x, state, told = self._converse(x, begins, state, delivery, mail)
+        elif isinstance(self.core, StackedGru):
+            x, state = self.core(torch.relu(x), begins, state)
         else:
-            x = torch.relu(self.core(x))
+            x = torch.relu(self.core(torch.relu(x)))
         logits = self.head(x)
         legal = action_mask.permute(2, 3, 0, 1).flatten(2)
         log_probs = torch.log_softmax(mask_logits(logits, legal), 1)
@@ -80,7 +122,74 @@ class StudentTeam(nn.Module):
         def by_step(values: Tensor) -> Tensor:
             return values.view(robots, -1, steps, episodes).permute(2, 3, 0, 1)
 
-        return StudentOutput(by_step(logits), by_step(log_probs), by_step(x), state)
+        output = StudentOutput(by_step(logits), by_step(log_probs), by_step(x), state)
+        if told is None:
+            return output
+        return output._replace(
+            mail=told.mail,
+            message=told.message.permute(0, 3, 1, 2),
+            held=told.held.permute(0, 3, 1, 2),
+        )
+
+    def _converse(
+        self, sensed: Tensor, begins: Tensor, state: Tensor, delivery: Delivery, mail: Mail
+    ) -> tuple[Tensor, Tensor, Unrolled]:
+        """Step after step, as messages need it: only what depends on them is computed here.
+
+        Args:
+            sensed: what sensors add to the first hidden layer, [N, W, T * B].
+            begins: [T, B].
+            state: as in `forward`.
+            delivery: as in `forward`.
+            mail: as in `forward`.
+
+        Returns:
+            Embeddings [N, W, T * B], the last state, and what was told.
+        """
+        wiring, core = self.wiring, self.core
+        assert wiring is not None
+        sensed = torch.baddbmm(sensed, self.message_ages, wiring.ages(delivery))
+        routes = wiring.routes(delivery)
+        if isinstance(core, StackedGru):
+            return self._converse_with_memory(
+                core, sensed, begins, state, routes, delivery.levels, mail
+            )
+        done = unroll(
+            sensed, self.message_values, core, self.message_head, routes, delivery.levels, mail
+        )
+        return done.embedding, state, done
+
+    def _converse_with_memory(
+        self,
+        core: StackedGru,
+        sensed: Tensor,
+        begins: Tensor,
+        state: Tensor,
+        routes: Routes,
+        levels: Tensor,
+        mail: Mail,
+    ) -> tuple[Tensor, Tensor, Unrolled]:
+        """As `unroll` does, with recurrent students."""
+        episodes = begins.shape[1]
+        goes_on, some_begin = (~begins).to(sensed.dtype), begins.any(1).tolist()
+        embeddings, messages, holdings = [], [], []
+        for t, now in enumerate(torch.split(sensed, episodes, -1)):
+            held = receive(mail, routes.arrives[t], routes.stays[t], routes.source[t])
+            by_robot = held.view(len(self.widths), -1, episodes)
+            x = torch.relu(torch.baddbmm(now, self.message_values, by_robot))
+            before = state * goes_on[t] if some_begin[t] else state
+            state = core.step(core.project(x), before)
+            message = torch.tanh(self.message_head(state))
+            mail = send(mail, held, rounded(message, levels[t]))
+            embeddings.append(state)
+            messages.append(message)
+            holdings.append(by_robot)
+        embedding = torch.cat(embeddings, -1)
+        return (
+            embedding,
+            state,
+            Unrolled(embedding, torch.stack(messages), torch.stack(holdings), mail),
+        )
 
     def layers(self, robot: int) -> list[Layer | GruWeights]:
         """The deployed network of one robot: without padding, the aligner folded in."""
@@ -88,3 +197,19 @@ class StudentTeam(nn.Module):
         folded = Layer(aligner.weight @ hidden.weight, aligner.bias @ hidden.weight + hidden.bias)
         core, head = self.core.of_robot(robot), self.head.of_robot(robot)
         return [folded.single(), core.single(), head.single()]
+
+    def message_weights(self, robot: int) -> MessageWeights:
+        """The deployed weights of what one robot reads and tells, in an `Inbox`'s order."""
+        wiring = self.wiring
+        if wiring is None:
+            return SILENT
+        width, columns, start = self.widths[robot], [], 0
+        senders = [sender for sender, receiver in wiring.links if receiver == robot]
+        for peer, sender in enumerate(senders):
+            end = start + wiring.sizes[sender]
+            columns.append(self.message_values[robot, :width, start:end])
+            columns.append(self.message_ages[robot, :width, peer : peer + 1])
+            start = end
+        read = torch.cat(columns, 1).T.detach().numpy() if columns else None
+        told = self.message_head.of_robot(robot).single() if wiring.sizes[robot] else None
+        return MessageWeights(read, told)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdmarl_core import __version__
-from kdmarl_core.bundle import BundlePolicy
+from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance
 from kdmarl_core.distil.run import Lessons, Report, Work, distil, export
 from kdmarl_core.evaluate import (
     BundlePlayer,
@@ -82,8 +82,13 @@ def obtain(path: Path, inputs: dict[str, Any], compute: Callable[[], Cell] | Non
     cell = read_cell(path, inputs)
     if cell is None and compute is not None:
         cell = compute()
-        atomic_write(path, (json.dumps(dataclasses.asdict(cell)) + "\n").encode())
+        write_cell(path, cell)
     return cell
+
+
+def write_cell(path: Path, cell: Cell) -> None:
+    """Keep a cell; the file appears complete or not at all."""
+    atomic_write(path, (json.dumps(dataclasses.asdict(cell)) + "\n").encode())
 
 
 def as_json(value: Any) -> Any:
@@ -150,13 +155,28 @@ def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int)
 
 def distil_students(work: Work, inputs: dict[str, Any], folder: Path, report: Report) -> Cell:
     """The cell of a team's students: distil, export, play. Goes on where it was interrupted."""
+    [cell] = distil_and_disturb(work, [(inputs, UNDISTURBED)], folder, report)
+    return cell
+
+
+def distil_and_disturb(
+    work: Work,
+    wanted: Sequence[tuple[dict[str, Any], Disturbance]],
+    folder: Path,
+    report: Report,
+) -> list[Cell]:
+    """Cells of the same students, which play once for each disturbance of their messages."""
     begun = time.monotonic()
     students = distil(work, report, folder=folder, resume=True)
     exported = export(work, students)
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     flops = sum(item.draft.student.flops_per_decision for item in exported)
-    player = BundlePlayer(policies, work.team)
-    return _played(work.team.task, player, inputs, flops, begun)
+    return [
+        _played(
+            work.team.task, BundlePlayer(policies, work.team, disturbance), inputs, flops, begun
+        )
+        for inputs, disturbance in wanted
+    ]
 
 
 def train_bound(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import share_folder
-from kdmarl_core.schema import check_at_least, from_mapping, read_yaml
+from kdmarl_core.schema import check_at_least, check_share, from_mapping, read_yaml
 from kdmarl_core.team import Team, load_team
 
 ALL_ON = "all terms"
@@ -65,6 +65,38 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class MessageDisturbance:
+    """What happens to messages while students play."""
+
+    loss: float = 0.0
+    delay_steps: int = 0  # 0: as flown
+
+    def __post_init__(self) -> None:
+        check_share(self, "loss")
+        check_at_least(0, self, "delay_steps")
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What robots tell each other, and what happens to it on its way."""
+
+    seeds: int
+    teams: tuple[str, ...]
+    variants: dict[str, tuple[str, ...]]  # name -> changes of the team file
+    disturbances: dict[str, MessageDisturbance]
+    disturbed: dict[str, tuple[str, ...]]  # team -> variants that also play disturbed
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "seeds")
+        for team, names in self.disturbed.items():
+            if team not in self.teams:
+                raise unknown("team", team, self.teams, "disturbed")
+            for name in names:
+                if name not in self.variants:
+                    raise unknown("variant", name, self.variants, f"disturbed: {team}")
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole table."""
 
@@ -72,6 +104,7 @@ class Plan:
     settings: tuple[str, ...]
     tasks: dict[str, TaskPlan]
     ablation: Ablation
+    messages: Messages = Messages(1, (), {}, {}, {})
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "episodes")

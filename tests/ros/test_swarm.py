@@ -52,9 +52,20 @@ RECURRENT = {
     "base": "simple_spread",
     "defaults": {"random_features": [4, 6], "student": {"network": "gru", "width": 16}},
 }
+# Robots that tell each other something, in different ways; one only listens.
+TELLING = {
+    "base": "simple_spread_lh",
+    "defaults": {"student": {"network": "gru", "width": 16}},
+    "robots": {
+        "robot_0": {"messages": {"size": 3, "to": "all", "format": "int4"}},
+        "robot_1": {"messages": {"size": 2, "to": ["robot_2"], "delay_steps": 2}},
+    },
+}
 
 
-@pytest.mark.parametrize("document", [PLAIN, RECURRENT], ids=["plain", "recurrent"])
+@pytest.mark.parametrize(
+    "document", [PLAIN, RECURRENT, TELLING], ids=["plain", "recurrent", "telling"]
+)
 def test_offline_and_over_ros_are_equal(
     domain, write_bundles, kdmarl, patient, tmp_path, document
 ):

@@ -1,0 +1,98 @@
+"""`kdmarl inspect`: what each robot's messages are worth to each other, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kdmarl_core.cli.common import (
+    add_json,
+    add_seed,
+    positive,
+    print_json,
+    print_table,
+    progress_bar,
+)
+from kdmarl_core.errors import UserError
+
+MOST_SUBJECTS = 6  # of each sender that are printed
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("inspect", help="what messages are worth, and what they say")
+    parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
+    parser.add_argument("--bundles", metavar="DIR", help="default runs/bundles/<team>")
+    parser.add_argument("--episodes", type=positive, default=200, help="each (default 200)")
+    add_seed(parser)
+    add_json(parser)
+    parser.set_defaults(command=inspect_command)
+
+
+def inspect_command(arguments: argparse.Namespace) -> None:
+    """Play with every link tampered with in turn, and probe what was said."""
+    from kdmarl_core import inspect_messages as messages
+    from kdmarl_core.files import bundles_folder
+    from kdmarl_core.team import load_bundles, load_team
+
+    team = load_team(arguments.team)
+    links = messages.links(team)
+    if not links:
+        raise UserError(
+            f"{team.path}: robots: nobody tells anybody anything; give some 'messages'"
+        )
+    if arguments.episodes < 2:
+        raise UserError(
+            "--episodes: 1 is below 2: messages of one episode are held against others"
+        )
+    folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
+    policies = load_bundles(team, folder)
+    losses = []
+    with progress_bar() as bar:
+        line = bar.add_task("links", total=len(links) * len(messages.TAMPERINGS), figures="")
+        plain = messages.record(team, policies, arguments.episodes, arguments.seed)
+        for link in links:
+            for tampering in messages.TAMPERINGS:
+                losses.append(
+                    messages.worth(team, policies, link, tampering, plain, arguments.seed)
+                )
+                bar.update(line, advance=1)
+    senders = dict.fromkeys(link.sender for link in links)
+    read = [entry for sender in senders for entry in messages.readable(team, sender, plain)]
+    if arguments.json:
+        print_json(
+            {
+                "return": float(plain.returns.mean()),
+                "links": [
+                    {
+                        **loss.link._asdict(),
+                        "tampering": loss.tampering,
+                        "change": loss.change._asdict(),
+                    }
+                    for loss in losses
+                ],
+                "readable": [entry._asdict() for entry in read],
+            }
+        )
+        return
+    by_link = {
+        link: [
+            f"{loss.change.value:+.2f} [{loss.change.low:+.2f}, {loss.change.high:+.2f}]"
+            for loss in losses
+            if loss.link == link
+        ]
+        for link in links
+    }
+    print_table(
+        f"change of the return of {plain.returns.mean():.2f}, {arguments.episodes} episodes",
+        ["sender", "receiver", *messages.TAMPERINGS],
+        [[*link, *changes] for link, changes in by_link.items()],
+    )
+    for sender in senders:
+        own = sorted((e for e in read if e.sender == sender), key=lambda e: -e.share)
+        print_table(
+            f"read from messages of {sender}, best first",
+            ["subject", "share of variance"],
+            [[entry.subject, f"{entry.share:.0%}"] for entry in own[:MOST_SUBJECTS]],
+        )

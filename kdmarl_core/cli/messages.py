@@ -1,0 +1,160 @@
+"""`kdmarl messages`: what robots gain by telling each other something, cell by cell."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdmarl_core.cli.common import positive, print_table, progress_bar
+from kdmarl_core.cli.table import PAGE, distil_reporter
+from kdmarl_core.errors import UserError
+
+if TYPE_CHECKING:
+    from kdmarl_core.bundle import Disturbance
+    from kdmarl_core.distil.run import Work
+    from kdmarl_core.experiments.cells import Cell
+    from kdmarl_core.experiments.messages import Case, Played
+    from kdmarl_core.experiments.plan import Plan
+
+PICTURES = Path("docs") / "images"
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "messages", help="retention by size, format, loss and delay of messages"
+    )
+    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
+    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
+    parser.add_argument("--variants", nargs="+", default=[], help="default: all of the plan")
+    parser.add_argument("--compute", action="store_true", help="distil what is missing")
+    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
+    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    parser.add_argument(
+        "--write", action="store_true", help=f"put tables into {PAGE}, pictures beside it"
+    )
+    parser.set_defaults(command=messages_command)
+
+
+def messages_command(arguments: argparse.Namespace) -> None:
+    """Compute what is asked for, then print what there is."""
+    from kdmarl_core.errors import unknown
+    from kdmarl_core.experiments import messages
+    from kdmarl_core.experiments.plan import load_plan
+    from kdmarl_core.experiments.table import markdown, put_between
+
+    plan = load_plan(Path(arguments.plan) if arguments.plan else None)
+    for kind, given, known in (
+        ("team", arguments.teams, plan.messages.teams),
+        ("variant", arguments.variants, plan.messages.variants),
+    ):
+        for name in given:
+            if name not in known:
+                raise unknown(kind, name, known)
+    parts = []
+    with progress_bar() as bar:
+        tables = {
+            name: _team(name, plan, arguments, bar)
+            for name in arguments.teams or plan.messages.teams
+        }
+    for name, (found, given_cells, picture) in tables.items():
+        teacher, random, bound = given_cells
+        lines = messages.page_rows(found, teacher, random)
+        print_table(name, messages.HEADER, lines)
+        if any(played.students for played in found):
+            parts.append(markdown(f"Messages, {name}", lines, messages.HEADER))
+            if arguments.write:
+                messages.draw(name, found, teacher, random, bound, picture)
+                parts.append(f"![Retention against bits per second](images/{picture.name})\n")
+    if arguments.write:
+        put_between(PAGE, "messages", "\n".join(parts))
+
+
+def _team(
+    name: str, plan: Plan, arguments: argparse.Namespace, bar: Any
+) -> tuple[list[Played], tuple[Cell | None, ...], Path]:
+    """A team's cases, the cells of teacher, random actions and bound, and where its picture is."""
+    import torch
+
+    from kdmarl_core.distil.recipe import load_recipe
+    from kdmarl_core.distil.run import Work
+    from kdmarl_core.experiments import cells, messages
+    from kdmarl_core.teacher.mappo import load_recipe as load_training
+    from kdmarl_core.teacher.mappo import shipped_recipe
+    from kdmarl_core.teacher.teacher import find_teacher, load_teacher
+    from kdmarl_core.team import load_team
+
+    torch.set_num_threads(arguments.threads)
+    plain = load_team(name)
+    spec = plain.task.spec
+    folder = Path(arguments.results) / spec.slug
+    picture = PICTURES / f"messages_{plain.name}.png"
+    try:
+        place = find_teacher(plain.teacher)
+    except UserError:
+        if arguments.compute:
+            raise
+        return [], (None, None, None), picture  # a teacher that has yet to be trained
+    teacher, card = load_teacher(place, spec)
+    training = load_training(shipped_recipe(spec), spec).with_network("gru")
+    given = {
+        "teacher": cells.teacher_inputs(plain.task, card, plan.episodes),
+        "random": cells.common_inputs("random", plain.task, plan.episodes),
+        f"bound-{'random' if plain.robots[0].random_features else 'groups'}": cells.bound_inputs(
+            plain, training, plan.episodes
+        ),
+    }
+    known = tuple(cells.read_cell(folder / f"{kind}.json", given[kind]) for kind in given)
+    found = []
+    seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
+    for variant in arguments.variants or plan.messages.variants:
+        team = load_team(name, plan.messages.variants[variant])
+        recipe = load_recipe(team.recipe)
+        wanted = messages.cases(plan.messages, name, variant)
+        by_seed = [
+            _cells(Work(team, teacher, card, recipe, seed), wanted, folder, plan, arguments, bar)
+            for seed in seeds
+        ]
+        bits = messages.bits_per_step(team)
+        for case in wanted:
+            students = tuple(cell for of_seed in by_seed if (cell := of_seed[case]) is not None)
+            found.append(messages.Played(case, bits, bits * spec.rate_hz, students))
+    return found, known, picture
+
+
+def _cells(
+    work: Work,
+    wanted: Mapping[Case, Disturbance],
+    folder: Path,
+    plan: Plan,
+    arguments: argparse.Namespace,
+    bar: Any,
+) -> dict[Case, Cell | None]:
+    """One seed's cells; where one is missing, the students are distilled once for all of those."""
+    from kdmarl_core.experiments import cells
+
+    def path(case: Case) -> Path:
+        return folder / f"messages-{work.team.name}-{case.slug}-{work.seed}.json"
+
+    inputs = {case: cells.student_inputs(work, plan.episodes) for case in wanted}
+    for case, disturbance in wanted.items():
+        if case.disturbance:
+            inputs[case]["messages"] = disturbance._asdict()
+    found = {case: cells.read_cell(path(case), inputs[case]) for case in wanted}
+    missing = [case for case in wanted if found[case] is None]
+    if missing and arguments.compute:
+        label = path(next(iter(wanted))).stem
+        line = bar.add_task(label, total=None, figures="")
+        made = cells.distil_and_disturb(
+            work,
+            [(inputs[case], wanted[case]) for case in missing],
+            Path("runs") / "table" / label,
+            distil_reporter(bar, line),
+        )
+        for case, cell in zip(missing, made, strict=True):
+            cells.write_cell(path(case), cell)
+            found[case] = cell
+    return found

@@ -1,0 +1,135 @@
+"""What messages buy: rows of the results page, and retention against bits per second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kdmarl_core.bundle import FORMATS, UNDISTURBED, Disturbance
+from kdmarl_core.experiments.cells import Cell
+from kdmarl_core.experiments.plan import Messages
+from kdmarl_core.metrics import Interval, normalised_retention, percent
+from kdmarl_core.team import Team
+
+HEADER = ("variant", "bits per robot and step", "bits/s", "score", "seeds", "retention %")
+
+
+class Case(NamedTuple):
+    """Students of one variant, and what happens to their messages."""
+
+    variant: str
+    disturbance: str  # empty: none
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.variant}, {self.disturbance}" if self.disturbance else self.variant
+
+    @property
+    def slug(self) -> str:
+        """For files."""
+        return self.name.replace(", ", "-").replace(" ", "_").replace("%", "percent")
+
+
+class Played(NamedTuple):
+    """A case's students by training seed, and the bits of the robot that tells most."""
+
+    case: Case
+    bits_per_step: int
+    bits_per_second: float
+    students: tuple[Cell, ...]
+
+
+def cases(plan: Messages, team: str, variant: str) -> dict[Case, Disturbance]:
+    """What is played with the students of a variant."""
+    found = {Case(variant, ""): UNDISTURBED}
+    if variant in plan.disturbed.get(team, ()):
+        for name, how in plan.disturbances.items():
+            found[Case(variant, name)] = Disturbance(how.loss, how.delay_steps)
+    return found
+
+
+def bits_per_step(team: Team) -> int:
+    """Bits of one step of the robot that tells most."""
+    told = [robot.messages for robot in team.robots if robot.messages]
+    return max((spec.size * FORMATS[spec.format].bits for spec in told), default=0)
+
+
+def retention(played: Played, teacher: Cell | None, random: Cell | None) -> Interval | None:
+    """Normalised retention of a case's students, if all that it needs is there."""
+    if not played.students or teacher is None or random is None:
+        return None
+    students = [cell.scores for cell in played.students]
+    return normalised_retention(students, teacher.scores, random.scores)
+
+
+def page_rows(
+    found: Sequence[Played], teacher: Cell | None, random: Cell | None
+) -> list[list[str]]:
+    """One line per case."""
+    lines = []
+    for played in found:
+        score, kept = "", retention(played, teacher, random)
+        if played.students:
+            mean = float(np.mean([cell.scores.mean() for cell in played.students]))
+            score = f"{100 * mean:.1f} % won" if played.students[0].won else f"{mean:.2f}"
+        lines.append(
+            [
+                played.case.name,
+                str(played.bits_per_step),
+                f"{played.bits_per_second:g}",
+                score,
+                str(len(played.students) or ""),
+                percent(kept) if kept else "",
+            ]
+        )
+    return lines
+
+
+def draw(
+    title: str,
+    found: Sequence[Played],
+    teacher: Cell | None,
+    random: Cell | None,
+    bound: Cell | None,
+    path: Path,
+) -> None:
+    """Retention against bits per second, with the bound without messages, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for played in found:
+        kept = retention(played, teacher, random)
+        if kept is None or played.case.disturbance:
+            continue
+        value, low, high = (100 * part for part in kept)
+        axes.errorbar(
+            played.bits_per_second,
+            value,
+            yerr=[[value - low], [high - value]],
+            fmt="o",
+            capsize=3,
+            color="#3366cc",
+        )
+        axes.annotate(
+            played.case.variant,
+            (played.bits_per_second, value),
+            xytext=(6, -3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    if bound and teacher and random:
+        share = normalised_retention(bound.scores, teacher.scores, random.scores)
+        if share is not None:
+            axes.axhline(100 * share.value, color="#aa3377", linestyle="--", linewidth=1)
+            axes.annotate(
+                "bound without messages", (0, 100 * share.value), fontsize=8, va="bottom"
+            )
+    axes.set(title=title, xlabel="bits per second and robot", ylabel="retention, %")
+    axes.grid(visible=True, color="#eeeeee")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
