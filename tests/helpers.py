@@ -21,7 +21,7 @@ from kdmarl_core.bundle import (
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.export import GruWeights, Layer, student_model
+from kdmarl_core.export import GruWeights, Layer, MessageWeights, student_model
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
 from kdmarl_core.teacher.teacher import Architecture, Teacher, TeacherCard, save_teacher
@@ -270,8 +270,18 @@ def make_model(manifest: Manifest, seed: int = 0, scale: float = 1.0) -> bytes:
     """An ONNX model of random weights that fits a manifest."""
     features, actions = manifest.observation_size, len(manifest.actions)
     if manifest.student.state_size:
-        return student_model(gru_layers(features, manifest.student.state_size, actions, seed))
-    return student_model(dense_layers([features, 8, actions], seed, scale))
+        layers = gru_layers(features, manifest.student.state_size, actions, seed)
+    else:
+        layers = dense_layers([features, 8, actions], seed, scale)
+    return student_model(layers, message_weights(manifest, layers[0].bias.size, seed))
+
+
+def message_weights(manifest: Manifest, width: int, seed: int = 0) -> MessageWeights:
+    """Random weights of what a student of one width reads of its peers, and tells them."""
+    rng = np.random.default_rng(seed + 1)
+    read = rng.standard_normal((manifest.messages_size, width)).astype(np.float32)
+    told = dense_layers([width, manifest.message.size], seed + 2)[0] if manifest.message else None
+    return MessageWeights(read if manifest.peers else None, told)
 
 
 def make_learner(students, recipe):

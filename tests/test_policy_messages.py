@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import dense_layers, make_manifest
+from helpers import make_manifest, make_model
 
 from kdmarl_core.bundle import BundlePolicy, Disturbance, Inbox, PeerEntry, encode, message_entry
 from kdmarl_core.bundle.messages import is_lost
-from kdmarl_core.export import MessageWeights, student_model
 from kdmarl_ros.health import WARN, Health, Snapshot
 from kdmarl_ros.policy_runtime import Heard, PolicyRuntime, RuntimeSettings
 
@@ -19,11 +18,7 @@ def make_policy(seed=0):
     manifest = make_manifest(
         BLOCKS, peers=PEERS, message=message_entry(3, "int4", ("robot_1", "robot_2"), 10.0)
     )
-    layers = dense_layers([2, 8, 5], seed, scale=2.0)
-    rng = np.random.default_rng(seed)
-    read = rng.standard_normal((5, 8)).astype(np.float32)
-    [head] = dense_layers([8, 3], seed + 1)
-    return BundlePolicy(manifest, student_model(layers, MessageWeights(read, head)))
+    return BundlePolicy(manifest, make_model(manifest, seed))
 
 
 class Robot:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import make_manifest, make_model, write_yaml
 
-from kdmarl_core.bundle import StudentEntry, load_policy, write_bundle
+from kdmarl_core.bundle import StudentEntry, load_policy, message_entry, write_bundle
 from kdmarl_core.files import executable_prefix
 from kdmarl_core.team import Team, load_team
 
@@ -48,7 +48,7 @@ def write_bundles(tmp_path_factory):
     def write(team: Team) -> Path:
         folder = tmp_path_factory.mktemp("team") / "bundles"
         for index, robot in enumerate(team.robots):
-            student = robot.student
+            student, told = robot.student, robot.messages
             state_size = student.width if student.network == "gru" else 0
             manifest = make_manifest(
                 [(block.name, block.size) for block in robot.blocks],
@@ -61,6 +61,8 @@ def write_bundles(tmp_path_factory):
                 safe_action=robot.safe_action,
                 legal_actions_vary=team.task.spec.legal_actions_vary,
                 student=StudentEntry(student.network, student.width, 0, 0, state_size),
+                message=told and message_entry(told.size, told.format, told.receivers, 10.0),
+                peers=robot.peers,
             )
             (folder / robot.name).mkdir(parents=True)
             write_bundle(folder / robot.name, manifest, make_model(manifest, seed=index))

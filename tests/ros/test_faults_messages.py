@@ -22,7 +22,11 @@ HOLD = 4
 def talking(write_bundles, tmp_path_factory):
     """Bundles of a team in which everybody tells everybody three values."""
     messages = {"size": 3, "to": "all", "hold_steps": HOLD}
-    document = {"base": "simple_spread_lh", "defaults": {"messages": messages}}
+    forgetful = {"network": "mlp", "width": 16}
+    document = {
+        "base": "simple_spread_lh",
+        "defaults": {"student": forgetful, "messages": messages},
+    }
     path = write_yaml(tmp_path_factory.mktemp("talking") / "talking.yaml", document)
     return write_bundles(load_team(str(path)))
 
