@@ -3,7 +3,9 @@
     python benchmarks/student.py --team simple_spread --team smax_8m
 
 The floor runs every matrix product of one update, forward and backward, on tensors of the same
-shapes and nothing else. Both alternate in one process, and the ratio is of their medians.
+shapes and nothing else. Both alternate in one process, and the ratio is of their medians. With
+`--messages SIZE` the update of the same team whose robots tell each other so many values is
+measured against the update of the silent team.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import torch
 
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
+from kdmarl_core.distil.messages import draw_delivery
+from kdmarl_core.distil.on_policy import MESSAGE_STEPS
 from kdmarl_core.distil.recipe import Recipe, load_recipe
 from kdmarl_core.distil.samples import Batch, Labels
 from kdmarl_core.distil.student import StudentTeam
@@ -31,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--team", action="append", help="default simple_spread and smax_8m")
     parser.add_argument("--network", choices=["mlp", "gru"], help="instead of the team's")
+    parser.add_argument("--messages", type=int, metavar="SIZE", help="values that robots tell")
     parser.add_argument("--rounds", type=int, default=60, help="default 60")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--json", action="store_true")
@@ -39,7 +44,14 @@ def main() -> int:
     found = []
     for name in arguments.team or ["simple_spread", "smax_8m"]:
         team = _with_network(load_team(name), arguments.network)
-        found.append(_measure(team, load_recipe(team.recipe), arguments.rounds))
+        recipe = load_recipe(team.recipe)
+        if arguments.messages:
+            told = f"{{size: {arguments.messages}, to: all}}"
+            talking = load_team(name, [f"defaults.messages={told}"])
+            talking = _with_network(talking, arguments.network)
+            found.append(_cost_of_messages(team, talking, recipe, arguments.rounds))
+        else:
+            found.append(_measure(team, recipe, arguments.rounds))
         if not arguments.json:
             _print(found[-1])
     if arguments.json:
@@ -47,18 +59,37 @@ def main() -> int:
     return 0
 
 
-def _measure(team: Team, recipe: Recipe, rounds: int) -> dict[str, object]:
+def _update(team: Team, recipe: Recipe) -> tuple[Callable[[], None], StudentTeam, Batch]:
+    """One update of the recipe's on-policy phase, its students and its minibatch."""
     torch.manual_seed(0)
     students = StudentTeam(team)
     heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
     learner = Learner(students, heads, recipe)
-    weights = recipe.on_policy.weights
     batch = _random_batch(team, students, recipe)
-    products = _products(students, batch)
 
     def update() -> None:
-        learner.update(batch, weights, 1e-3)
+        learner.update(batch, recipe.on_policy.weights, 1e-3)
 
+    return update, students, batch
+
+
+def _cost_of_messages(
+    silent: Team, talking: Team, recipe: Recipe, rounds: int
+) -> dict[str, object]:
+    updates = [_update(team, recipe)[0] for team in (silent, talking)]
+    seconds = _alternate(updates, rounds)
+    return {
+        "team": silent.name,
+        "network": silent.robots[0].student.network,
+        "silent_ms": 1e3 * seconds[0],
+        "talking_ms": 1e3 * seconds[1],
+        "ratio": seconds[1] / seconds[0],
+    }
+
+
+def _measure(team: Team, recipe: Recipe, rounds: int) -> dict[str, object]:
+    update, students, batch = _update(team, recipe)
+    products = _products(students, batch)
     seconds = _alternate([update, products], rounds)
     steps = batch.labels.begins.numel()
     return {
@@ -76,11 +107,17 @@ def _random_batch(team: Team, students: StudentTeam, recipe: Recipe) -> Batch:
     """A minibatch of the recipe's on-policy phase."""
     phase, spec = recipe.on_policy, team.task.spec
     envs, steps = phase.num_envs // phase.minibatches, phase.rollout_steps
-    if not students.recurrent:
+    if students.wiring:  # in parts, as `StudentsActing.batch` cuts them
+        parts = next(
+            n for n in range(1, steps + 1) if steps % n == 0 and steps // n <= MESSAGE_STEPS
+        )
+        envs, steps = envs * parts, steps // parts
+    elif not students.recurrent:
         envs, steps = envs * steps, 1
     agents, actions = spec.num_agents, spec.num_actions
     begins = torch.zeros(steps, envs, dtype=torch.bool)
     begins[0] = True
+    generator = torch.Generator().manual_seed(0)
     return Batch(
         inputs=torch.randn(steps, envs, agents, max(students.restriction.sizes)),
         state=students.initial_state(envs),
@@ -94,6 +131,8 @@ def _random_batch(team: Team, students: StudentTeam, recipe: Recipe) -> Batch:
             cosines=torch.rand(steps, envs, agents * (agents - 1) // 2),
             roles=torch.randn(steps, envs, agents, recipe.roles),
         ),
+        delivery=draw_delivery(students.wiring, begins, generator) if students.wiring else None,
+        mail=students.initial_mail(envs),
     )
 
 
@@ -146,6 +185,12 @@ def _with_network(team: Team, network: str | None) -> Team:
 
 
 def _print(found: dict[str, object]) -> None:
+    if "talking_ms" in found:
+        print(
+            f"{found['team']} ({found['network']}): silent {found['silent_ms']:.2f} ms, talking "
+            f"{found['talking_ms']:.2f} ms, ratio {found['ratio']:.2f}"
+        )
+        return
     print(
         f"{found['team']} ({found['network']}): update {found['update_ms']:.2f} ms, products "
         f"alone {found['products_ms']:.2f} ms, ratio {found['ratio']:.2f}; "
