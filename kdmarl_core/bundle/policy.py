@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -14,6 +13,7 @@ import onnxruntime as ort
 from kdmarl_core.bundle.manifest import MODEL, Manifest
 from kdmarl_core.bundle.messages import Inbox
 from kdmarl_core.bundle.onnx_check import check_model
+from kdmarl_core.bundle.sha256 import sha256_hex
 from kdmarl_core.bundle.signing import NO_TRUST, UNSIGNED, Trust, admit
 from kdmarl_core.errors import UserError
 
@@ -25,7 +25,7 @@ STATE = "state"  # of a recurrent student, before the step
 NEXT_STATE = "next_state"
 
 # Of a process, by the model's hash: robots that fly the same bytes share what ONNX Runtime holds.
-_sessions: WeakValueDictionary[bytes, ort.InferenceSession] = WeakValueDictionary()
+_sessions: WeakValueDictionary[str, ort.InferenceSession] = WeakValueDictionary()
 
 
 class BundlePolicy:
@@ -170,7 +170,7 @@ def load_policy(folder: Path, trust: Trust = NO_TRUST, robot: str | None = None)
 
 
 def _open_session(model: bytes, where: str) -> ort.InferenceSession:
-    digest = hashlib.sha256(model).digest()
+    digest = sha256_hex(model)
     session = _sessions.get(digest)
     if session is None:
         session = _sessions[digest] = _new_session(model, where)
