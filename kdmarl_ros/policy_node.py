@@ -312,6 +312,7 @@ class PolicyNode(LifecycleNode):
             self._peers.append(subscription)
             self._entities.append(functools.partial(self.destroy_subscription, subscription))
         if manifest.message:
+            self._said = PeerMessage()
             self._mouth = self.create_publisher(
                 PeerMessage, topics.MESSAGE, qos.MESSAGE, event_callbacks=NO_EVENTS
             )
@@ -475,11 +476,12 @@ class PolicyNode(LifecycleNode):
                 yield Heard(index, message.episode, message.step, message.bits, data)
 
     def _tell(self, told: Told) -> None:
-        """To peers; before the action, lest the world goes on before they could know."""
         if self._mouth is not None:
-            episode, step = told.stamp
-            data = array("B", told.data)
-            self._mouth.publish(PeerMessage(episode=episode, step=step, bits=told.bits, data=data))
+            message = self._said
+            message.episode, message.step = told.stamp
+            message.bits = told.bits
+            message.data = array("B", told.data)
+            self._mouth.publish(message)
 
     def _age_s(self, message: FeatureBlock) -> float | None:
         stamp = message.header.stamp
@@ -545,7 +547,9 @@ class PolicyNode(LifecycleNode):
         """Send a decision, or what people want instead: a stop wins over all else."""
         assert self._runtime is not None
         told = self._runtime.take_told()
-        if told is not None:
+        # In lock-step the world goes on with the action: peers must be told before. In real time
+        # the action comes first.
+        if told is not None and self._given.mode == "lock_step":
             self._tell(told)
         if self._stops.stopped:
             decision = self._runtime.stop(decision, "stopped")
@@ -554,6 +558,8 @@ class PolicyNode(LifecycleNode):
             if wanted is not None:
                 decision = self._runtime.override(decision, wanted)
         self._send(decision)
+        if told is not None and self._given.mode == "real_time":
+            self._tell(told)
         self._compute_s.append(decision.compute_s)
         if not decision.safe:
             self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())

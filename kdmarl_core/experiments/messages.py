@@ -130,6 +130,8 @@ def draw(
                 "bound without messages", (0, 100 * share.value), fontsize=8, va="bottom"
             )
     axes.set(title=title, xlabel="bits per second and robot", ylabel="retention, %")
+    most = max((played.bits_per_second for played in found), default=0.0)
+    axes.set_xlim(-0.03 * most - 1, 1.15 * most + 1)
     axes.grid(visible=True, color="#eeeeee")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
