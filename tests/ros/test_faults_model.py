@@ -134,10 +134,10 @@ from kdmarl_ros.policy_node import main
 
 think = BundlePolicy.act
 
-def act(policy, observation, mask=None):
+def act(policy, observation, *more):
     if observation.max() > 5:
         raise RuntimeError("an error in the policy")
-    return think(policy, observation, mask)
+    return think(policy, observation, *more)
 
 BundlePolicy.act = act
 sys.exit(main())
