@@ -1,6 +1,7 @@
 """The results table and the ablation: cells are computed once and only used for the same."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -142,6 +143,14 @@ def test_the_page(table, tmp_path):
     assert "old" not in text
     assert "| LH groups, assistant |" in text
     assert "| 94.8 |" in text  # the source's own: 46 / 48.5
+
+
+def test_a_task_whose_teacher_has_yet_to_be_trained_is_left_out(table, tmp_path):
+    shutil.rmtree(tmp_path / "teacher")
+    done = table("--json")
+    assert done.code == 0
+    assert json.loads(done.out) == []
+    assert "LH groups, assistant: left out" in " ".join(done.err.split())
 
 
 def test_unknown_names(table):

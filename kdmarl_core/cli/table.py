@@ -9,7 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import add_json, positive, print_json, print_table, progress_bar
+from kdmarl_core.cli.common import (
+    add_json,
+    console,
+    positive,
+    print_json,
+    print_table,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.losses import Terms
@@ -57,7 +64,7 @@ def table_command(arguments: argparse.Namespace) -> None:
     results = Path(arguments.results)
     found = []
     with progress_bar() as bar:
-        for row in chosen:
+        for row in filter(_has_teacher, chosen):
             seeds = min(row.rows.seeds, arguments.seeds or row.rows.seeds)
             found.append(_row(row, seeds, plan.episodes, results, arguments, bar))
     if arguments.json:
@@ -69,6 +76,19 @@ def table_command(arguments: argparse.Namespace) -> None:
     if arguments.write:
         parts = [markdown(task, lines, HEADER) for task, lines in tables.items()]
         put_between(PAGE, "table", "\n".join(parts))
+
+
+def _has_teacher(row: Row) -> bool:
+    """Whether anything can be said of a row; says so where nothing can."""
+    from kdmarl_core.errors import UserError
+    from kdmarl_core.teacher.teacher import find_teacher
+
+    try:
+        find_teacher(row.team().teacher)
+    except UserError as error:
+        console.print(f"{row.task}, {row.title}: left out: {error}")
+        return False
+    return True
 
 
 def _row(

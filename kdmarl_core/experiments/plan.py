@@ -131,6 +131,11 @@ class Row:
         return load_team(self.team_name)
 
     @property
+    def title(self) -> str:
+        """What the row is called in the table."""
+        return self.setting + (", assistant" if self.assisted else "")
+
+    @property
     def restricted(self) -> bool:
         """Whether its students see less than the teacher."""
         return self.setting != FULL

@@ -81,7 +81,7 @@ def page_rows(cells: RowCells) -> list[str]:
     ratio = None if student is None or teacher is None else raw_ratio(student, teacher)
     source_ratio = None if reported is None else raw_ratio(reported, source.teacher)
     return [
-        cells.row.setting + (", assistant" if cells.row.assisted else ""),
+        cells.row.title,
         _score(cells.teacher),
         _score(cells.random),
         "" if student is None else _number(cells.students[0], student),
