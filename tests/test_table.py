@@ -16,8 +16,8 @@ from helpers import (
     write_yaml,
 )
 
+from kdmarl_core.experiments import cells
 from kdmarl_core.metrics import normalised_retention
-from kdmarl_core.teacher import mappo
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
 
@@ -57,7 +57,7 @@ def table(kdmarl, tmp_path, monkeypatch):
     }  # fmt: skip
     plan_path = write_yaml(tmp_path / "plan.yaml", plan)
     training = write_yaml(tmp_path / "training.yaml", TRAINING_RECIPE)
-    monkeypatch.setattr(mappo, "shipped_recipe", lambda *_: training)
+    monkeypatch.setattr(cells, "shipped_recipe", lambda *_: training)
 
     def run(*arguments, command="table"):
         return kdmarl(command, "--plan", plan_path, "--threads", "1", *arguments)

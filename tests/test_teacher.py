@@ -240,7 +240,7 @@ def test_agents_that_differ_are_told_apart():
     teacher, _ = make_teacher(MIXED_TASK)
     observation = torch.ones(2, MIXED_TASK.num_agents, MIXED_TASK.observation_size)
     state = torch.ones(2, MIXED_TASK.state_size)
-    embedding = teacher.embed(observation, state)
+    embedding = teacher.feed_forward.embed(teacher.reads(observation, state, None))
     assert embedding.shape == (2, MIXED_TASK.num_agents, 16)
     assert not torch.equal(embedding[:, 0], embedding[:, 1])
     exists = torch.from_numpy(MIXED_TASK.action_exists)

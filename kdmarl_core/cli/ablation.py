@@ -7,8 +7,8 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import positive, print_table, progress_bar
-from kdmarl_core.cli.table import PAGE, distil_reporter, shown
+from kdmarl_core.cli.common import print_table, progress_bar
+from kdmarl_core.cli.table import PAGE, add_cell_options, distil_reporter, shown
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.run import Work
@@ -22,12 +22,9 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "ablation", help="switch terms and phases of the distillation off in turn"
     )
-    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
-    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    add_cell_options(parser)
     parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
     parser.add_argument("--compute", action="store_true", help="distil what is missing")
-    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE}")
     parser.set_defaults(command=ablation_command)
 
@@ -67,11 +64,7 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
     team = load_team(name)
     teacher, card = load_teacher(find_teacher(team.teacher), team.task.spec)
     folder = Path(arguments.results) / team.task.spec.slug
-    given = {
-        "teacher": cells.teacher_inputs(team.task, card, plan.episodes),
-        "random": cells.common_inputs("random", team.task, plan.episodes),
-    }
-    known = {kind: cells.read_cell(folder / f"{kind}.json", given[kind]) for kind in given}
+    known = cells.read_given(team.task, card, plan.episodes, folder)
     found = []
     for variant, (changes, without) in plan.ablation.variants().items():
         recipe = load_recipe(team.recipe, changes, without)
@@ -89,7 +82,7 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
                 )
             )
         found.append(Variant(variant, tuple(cell for cell in students if cell is not None)))
-    return page_rows(found, known["teacher"], known["random"])
+    return page_rows(found, *known)
 
 
 def _distil(work: Work, inputs: dict[str, Any], folder: Path, bar: Any, line: Any) -> Cell:

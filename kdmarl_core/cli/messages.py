@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import positive, print_table, progress_bar
-from kdmarl_core.cli.table import PAGE, distil_reporter
+from kdmarl_core.cli.common import print_table, progress_bar
+from kdmarl_core.cli.table import PAGE, add_cell_options, distil_reporter
 from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,13 +26,10 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "messages", help="retention by size, format, loss and delay of messages"
     )
-    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
-    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    add_cell_options(parser)
     parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
     parser.add_argument("--variants", nargs="+", default=[], help="default: all of the plan")
     parser.add_argument("--compute", action="store_true", help="distil what is missing")
-    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
     parser.add_argument(
         "--write", action="store_true", help=f"put tables into {PAGE}, pictures beside it"
     )
@@ -82,8 +79,6 @@ def _team(
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells, messages
-    from kdmarl_core.teacher.mappo import load_recipe as load_training
-    from kdmarl_core.teacher.mappo import shipped_recipe
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
 
@@ -99,15 +94,11 @@ def _team(
             raise
         return [], (None, None, None), picture  # a teacher that has yet to be trained
     teacher, card = load_teacher(place, spec)
-    training = load_training(shipped_recipe(spec), spec).with_network("gru")
-    given = {
-        "teacher": cells.teacher_inputs(plain.task, card, plan.episodes),
-        "random": cells.common_inputs("random", plain.task, plan.episodes),
-        f"bound-{'random' if plain.robots[0].random_features else 'groups'}": cells.bound_inputs(
-            plain, training, plan.episodes
-        ),
-    }
-    known = tuple(cells.read_cell(folder / f"{kind}.json", given[kind]) for kind in given)
+    bound = cells.read_cell(
+        folder / f"{cells.bound_name(plain)}.json",
+        cells.bound_inputs(plain, cells.bound_recipe(spec), plan.episodes),
+    )
+    known = (*cells.read_given(plain.task, card, plan.episodes, folder), bound)
     found = []
     seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
     for variant in arguments.variants or plan.messages.variants:

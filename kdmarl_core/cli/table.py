@@ -35,8 +35,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "table", help="print the table of results, and compute what it lacks"
     )
-    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
-    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    add_cell_options(parser)
     parser.add_argument("--tasks", nargs="+", default=[], help="default: all of the plan")
     parser.add_argument("--settings", nargs="+", default=[], help="default: all of the plan")
     parser.add_argument(
@@ -47,11 +46,17 @@ def add_command(commands: Any) -> None:
         help="cells to compute where they are missing: given (teacher and random actions), "
         "students, bounds, assisted (students of the bounds' policies)",
     )
-    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
     add_json(parser)
     parser.set_defaults(command=table_command)
+
+
+def add_cell_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads and computes cells is told."""
+    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
+    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
+    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
+    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
 
 
 def table_command(arguments: argparse.Namespace) -> None:
@@ -83,8 +88,9 @@ def _has_teacher(row: Row) -> bool:
     from kdmarl_core.errors import UserError
     from kdmarl_core.teacher.teacher import find_teacher
 
+    team = row.team()
     try:
-        find_teacher(row.team().teacher)
+        find_teacher(team.teacher)
     except UserError as error:
         console.print(f"{row.task}, {row.title}: left out: {error}")
         return False
@@ -102,8 +108,6 @@ def _row(
     from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.table import RowCells
     from kdmarl_core.teacher.checkpoint import recipe_hash
-    from kdmarl_core.teacher.mappo import load_recipe as load_teacher_recipe
-    from kdmarl_core.teacher.mappo import shipped_recipe
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
     torch.set_num_threads(arguments.threads)
@@ -111,7 +115,7 @@ def _row(
     task, spec = team.task, team.task.spec
     teacher, card = load_teacher(find_teacher(team.teacher), spec)
     recipe = load_recipe(team.recipe)
-    of_bound = load_teacher_recipe(shipped_recipe(spec), spec).with_network("gru")
+    of_bound = cells.bound_recipe(spec)
     runs = Path("runs") / "table" / row.slug
     bound_run = runs / f"bound-{recipe_hash(of_bound, team)[:8]}"
     slug = row.setting.replace(" ", "_").replace("+", "")
@@ -140,7 +144,7 @@ def _row(
 
     def bound() -> Cell | None:
         return cell(
-            f"bound-{row.setting.split()[-1]}",
+            cells.bound_name(team),
             "bounds",
             cells.bound_inputs(team, of_bound, episodes),
             lambda bar, line: cells.train_bound(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from kdmarl_core.experiments import scores
 from kdmarl_core.experiments.cells import Cell
-from kdmarl_core.metrics import Interval, Returns, mean_difference, normalised_retention, percent
+from kdmarl_core.metrics import Interval, Returns, mean_difference, percent
 
 
 class Variant(NamedTuple):
@@ -38,15 +37,13 @@ def page_rows(
         if not variant.students or teacher is None or random is None:
             lines.append([variant.name, "", "", "", ""])
             continue
-        score = float(np.mean([values.mean() for values in _scores(variant)]))
-        kept = normalised_retention(_scores(variant), teacher.scores, random.scores)
         change = change_of_retention(variant, variants[0], teacher, random)
         lines.append(
             [
                 variant.name,
-                f"{100 * score:.1f} % won" if variant.students[0].won else f"{score:.2f}",
+                scores.score(variant.students),
                 str(len(variant.students)),
-                percent(kept),
+                percent(scores.retention(variant.students, teacher, random)),
                 "" if variant is variants[0] or change is None else _points(change),
             ]
         )

@@ -33,8 +33,9 @@ from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Returns
 from kdmarl_core.resources.count import count
 from kdmarl_core.schema import from_mapping, read_json
-from kdmarl_core.tasks import Task
+from kdmarl_core.tasks import Task, TaskSpec
 from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
+from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, Teacher, TeacherCard, load_bound, save_teacher
 from kdmarl_core.teacher.train import CHECKPOINT, make_card, train
@@ -126,6 +127,27 @@ def student_inputs(
     if assistant is not None:
         inputs["assistant"] = bound_inputs(work.team, assistant, episodes)
     return inputs
+
+
+def read_given(
+    task: Task, card: TeacherCard, episodes: int, folder: Path
+) -> tuple[Cell | None, Cell | None]:
+    """The cells of a task's teacher and of random actions, where they exist."""
+    return (
+        read_cell(folder / "teacher.json", teacher_inputs(task, card, episodes)),
+        read_cell(folder / "random.json", common_inputs("random", task, episodes)),
+    )
+
+
+def bound_recipe(spec: TaskSpec) -> TeacherRecipe:
+    """How the bounds of a task's restrictions are trained: as its teacher, with memory."""
+    return load_recipe(shipped_recipe(spec), spec).with_network("gru")
+
+
+def bound_name(team: Team) -> str:
+    """The name of the cell of the bound of a team's restriction."""
+    random = any(robot.random_features for robot in team.robots)
+    return f"bound-{'random' if random else 'groups'}"
 
 
 def bound_inputs(team: Team, recipe: TeacherRecipe, episodes: int) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from kdmarl_core.bundle import FORMATS, UNDISTURBED, Disturbance
+from kdmarl_core.experiments import scores
 from kdmarl_core.experiments.cells import Cell
 from kdmarl_core.experiments.plan import Messages
-from kdmarl_core.metrics import Interval, normalised_retention, percent
+from kdmarl_core.metrics import normalised_retention, percent
 from kdmarl_core.team import Team
 
 HEADER = ("variant", "bits per robot and step", "bits/s", "score", "seeds", "retention %")
@@ -58,30 +57,19 @@ def bits_per_step(team: Team) -> int:
     return max((spec.size * FORMATS[spec.format].bits for spec in told), default=0)
 
 
-def retention(played: Played, teacher: Cell | None, random: Cell | None) -> Interval | None:
-    """Normalised retention of a case's students, if all that it needs is there."""
-    if not played.students or teacher is None or random is None:
-        return None
-    students = [cell.scores for cell in played.students]
-    return normalised_retention(students, teacher.scores, random.scores)
-
-
 def page_rows(
     found: Sequence[Played], teacher: Cell | None, random: Cell | None
 ) -> list[list[str]]:
     """One line per case."""
     lines = []
     for played in found:
-        score, kept = "", retention(played, teacher, random)
-        if played.students:
-            mean = float(np.mean([cell.scores.mean() for cell in played.students]))
-            score = f"{100 * mean:.1f} % won" if played.students[0].won else f"{mean:.2f}"
+        kept = scores.retention(played.students, teacher, random)
         lines.append(
             [
                 played.case.name,
                 str(played.bits_per_step),
                 f"{played.bits_per_second:g}",
-                score,
+                scores.score(played.students),
                 str(len(played.students) or ""),
                 percent(kept) if kept else "",
             ]
@@ -103,7 +91,7 @@ def draw(
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for played in found:
-        kept = retention(played, teacher, random)
+        kept = scores.retention(played.students, teacher, random)
         if kept is None or played.case.disturbance:
             continue
         value, low, high = (100 * part for part in kept)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from kdmarl_core.errors import UserError
+from kdmarl_core.experiments import scores
 from kdmarl_core.experiments.cells import Cell
 from kdmarl_core.experiments.plan import Row
 from kdmarl_core.files import atomic_write
-from kdmarl_core.metrics import Interval, Returns, normalised_retention
+from kdmarl_core.metrics import Interval, normalised_retention
 from kdmarl_core.schema import read_text
 
 HEADER = (
@@ -46,16 +47,12 @@ class RowCells:
 
 def retention(cells: RowCells) -> Interval | None:
     """Normalised retention of the students with its interval, if all that it needs is there."""
-    if not (cells.students and cells.teacher and cells.random):
-        return None
-    return normalised_retention(_students(cells), cells.teacher.scores, cells.random.scores)
+    return scores.retention(cells.students, cells.teacher, cells.random)
 
 
 def of_bound(cells: RowCells) -> Interval | None:
     """The students' share of what the bound of their restriction reaches."""
-    if not (cells.students and cells.bound and cells.random):
-        return None
-    return normalised_retention(_students(cells), cells.bound.scores, cells.random.scores)
+    return scores.retention(cells.students, cells.bound, cells.random)
 
 
 def bound_retention(cells: RowCells) -> Interval | None:
@@ -76,15 +73,15 @@ def page_rows(cells: RowCells) -> list[str]:
     """One row's cells as text, in the order of `HEADER`."""
     source = cells.row.rows.source
     reported = source.student(cells.row.setting)
-    student = _mean([cell.scores for cell in cells.students])
-    teacher = _mean([cells.teacher.scores] if cells.teacher else [])
+    student = scores.mean_score(cells.students)
+    teacher = scores.mean_score([cells.teacher] if cells.teacher else [])
     ratio = None if student is None or teacher is None else raw_ratio(student, teacher)
     source_ratio = None if reported is None else raw_ratio(reported, source.teacher)
     return [
         cells.row.title,
         _score(cells.teacher),
         _score(cells.random),
-        "" if student is None else _number(cells.students[0], student),
+        scores.score(cells.students),
         str(len(cells.students) or ""),
         _bound(cells),
         _percent(retention(cells)),
@@ -115,20 +112,8 @@ def put_between(page: Path, name: str, text: str) -> None:
     atomic_write(page, f"{before}{begin}{text}{end}{after}".encode())
 
 
-def _students(cells: RowCells) -> list[Returns]:
-    return [cell.scores for cell in cells.students]
-
-
-def _mean(scores: Sequence[Returns]) -> float | None:
-    return float(np.mean([values.mean() for values in scores])) if scores else None
-
-
 def _score(cell: Cell | None) -> str:
-    return "" if cell is None else _number(cell, float(cell.scores.mean()))
-
-
-def _number(cell: Cell, value: float) -> str:
-    return f"{100 * value:.1f} % won" if cell.won else f"{value:.2f}"
+    return scores.score([cell] if cell else [])
 
 
 def _bound(cells: RowCells) -> str:

@@ -3,7 +3,7 @@
 Shapes: `T` steps, `E` environments, `N` agents, `D` features, `A` actions, `S` joint state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,26 +67,31 @@ class Collector:
             begins = [np.ones_like(self._now.done)]
         else:
             begins = [self._now.done]
-        shown, actions, log_probs = [self._now], [], []
+        shown, drawn = [self._now], []
         for _ in range(self._steps):
-            logits = policy(shown[-1], begins[-1])
-            action, log_prob = sample(logits, generator)
-            actions.append(action)
-            log_probs.append(log_prob)
+            action, log_prob = sample(policy(shown[-1], begins[-1]), generator)
+            drawn.append((action, log_prob))
             shown.append(self._env.step(action.numpy()))
             begins.append(shown[-1].done)
         self._now = shown[-1]
-        return Rollout(
-            observation=_stack([s.observation for s in shown[:-1]]),
-            state=_stack([s.state for s in shown]),
-            action_mask=_stack([s.action_mask for s in shown[:-1]]),
-            action=torch.stack(actions),
-            log_prob=torch.stack(log_probs),
-            reward=_stack([s.reward for s in shown[1:]]),
-            done=_stack([s.done for s in shown[1:]]),
-            begins=_stack(begins[:-1]),
-            won=_stack([s.won for s in shown[1:]]),
-        )
+        return rollout_of(shown, drawn, begins)
+
+
+def rollout_of(
+    shown: Sequence[BatchStep], drawn: Sequence[tuple[Tensor, Tensor]], begins: Sequence[Booleans]
+) -> Rollout:
+    """What happened, from what was shown (once more than acted), drawn (`sample`) and begun."""
+    return Rollout(
+        observation=_stack([s.observation for s in shown[:-1]]),
+        state=_stack([s.state for s in shown]),
+        action_mask=_stack([s.action_mask for s in shown[:-1]]),
+        action=torch.stack([action for action, _ in drawn]),
+        log_prob=torch.stack([log_prob for _, log_prob in drawn]),
+        reward=_stack([s.reward for s in shown[1:]]),
+        done=_stack([s.done for s in shown[1:]]),
+        begins=_stack(begins[:-1]),
+        won=_stack([s.won for s in shown[1:]]),
+    )
 
 
 def sample(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -97,5 +102,5 @@ def sample(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return action, log_probs.gather(-1, action[..., None]).squeeze(-1)
 
 
-def _stack(arrays: list[np.ndarray]) -> Tensor:
+def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))

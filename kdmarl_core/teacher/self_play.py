@@ -18,9 +18,9 @@ from kdmarl_core.errors import UserError
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import BatchStep
 from kdmarl_core.tasks.opponent import Layers, Match, greedy
-from kdmarl_core.tasks.task import Booleans, Integers
+from kdmarl_core.tasks.task import Integers
 from kdmarl_core.teacher.mappo import Mappo, Recipe
-from kdmarl_core.teacher.rollout import Rollout, sample
+from kdmarl_core.teacher.rollout import Rollout, rollout_of, sample
 from kdmarl_core.teacher.teacher import Teacher
 
 MakeMatch = Callable[[int], Match]  # of a number of environments
@@ -158,32 +158,10 @@ def _collect(
         shown.append(match.step(by_teams[-1][0].numpy(), by_opponent[-1][0].numpy()))
         begins.append(shown[-1][0].done)
     return (
-        _rollout([to_teams for to_teams, _ in shown], by_teams, begins),
-        _rollout([to_opponent for _, to_opponent in shown], by_opponent, begins),
+        rollout_of([to_teams for to_teams, _ in shown], by_teams, begins),
+        rollout_of([to_opponent for _, to_opponent in shown], by_opponent, begins),
     )
 
 
 def _in_environments(rollout: Rollout, rows: slice) -> Rollout:
     return Rollout._make(field[:, rows] for field in rollout)
-
-
-def _rollout(
-    shown: Sequence[BatchStep],
-    drawn: Sequence[tuple[Tensor, Tensor]],
-    begins: Sequence[Booleans],
-) -> Rollout:
-    return Rollout(
-        observation=_stack([s.observation for s in shown[:-1]]),
-        state=_stack([s.state for s in shown]),
-        action_mask=_stack([s.action_mask for s in shown[:-1]]),
-        action=torch.stack([action for action, _ in drawn]),
-        log_prob=torch.stack([log_prob for _, log_prob in drawn]),
-        reward=_stack([s.reward for s in shown[1:]]),
-        done=_stack([s.done for s in shown[1:]]),
-        begins=_stack(begins[:-1]),
-        won=_stack([s.won for s in shown[1:]]),
-    )
-
-
-def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))

@@ -113,10 +113,6 @@ class Teacher(nn.Module):
         inputs = self.reads(observation, state, None)
         return mask_logits(self.feed_forward(inputs).float(), action_mask)
 
-    def embed(self, observation: Tensor, state: Tensor) -> Tensor:
-        """Last hidden embedding phi_T of each agent, [..., N, W]; of steps as `logits`."""
-        return self.feed_forward.embed(self.reads(observation, state, None))
-
     def value(self, state: Tensor) -> Tensor:
         """V_T of the joint state [..., S], shape [...]; in the units of the training reward."""
         output: Tensor = self.critic(state).float().squeeze(-1)
