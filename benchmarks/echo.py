@@ -18,6 +18,7 @@ import time
 from array import array
 from collections.abc import Callable
 
+import numpy as np
 import rclpy
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -26,10 +27,12 @@ from rclpy.task import Future
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 
+from kdmarl_core.bundle import FORMATS, encode
 from kdmarl_ros import qos, topics
-from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
+from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage, StepResult
 
 Stamp = tuple[int, int]  # episode, step
+Peers = dict[str, tuple[int, str]]  # who tells how many values, in which format
 EPISODE_STEPS = 25
 WARM_UP_STEPS = 100
 SETTLE_S = 1.0  # both ends of a topic do not find each other at the same moment
@@ -58,10 +61,15 @@ class EchoRobot(Node):
 
 
 class _Link:
-    """One robot's topics, seen from the other side."""
+    """One robot's topics, seen from the other side; what its peers tell is sent, too."""
 
     def __init__(
-        self, node: Node, robot: str, blocks: dict[str, int], on_action: Callable[[Stamp], None]
+        self,
+        node: Node,
+        robot: str,
+        blocks: dict[str, int],
+        on_action: Callable[[Stamp], None],
+        peers: Peers | None = None,
     ) -> None:
         self._node = node
         self._on_action = on_action
@@ -79,14 +87,29 @@ class _Link:
             )
             for block, size in blocks.items()
         ]
+        self._peers = [
+            (
+                node.create_publisher(
+                    PeerMessage, topics.of_robot(peer, topics.MESSAGE), qos.MESSAGE
+                ),
+                PeerMessage(
+                    bits=FORMATS[form].bits, data=encode(np.zeros(size, np.float32), form)
+                ),
+            )
+            for peer, (size, form) in (peers or {}).items()
+        ]
 
     def present(self) -> bool:
         """Whether the robot is there."""
-        hears = all(publisher.get_subscription_count() for publisher, _ in self._blocks)
+        publishers = [publisher for publisher, _ in (*self._blocks, *self._peers)]
+        hears = all(publisher.get_subscription_count() for publisher in publishers)
         return hears and self._node.count_publishers(self._subscription.topic_name) > 0
 
     def show(self, stamp: Stamp, now: Time) -> None:
-        """Publish all blocks of a step."""
+        """Publish all blocks of a step, and before them what peers tell in it."""
+        for publisher, message in self._peers:
+            message.episode, message.step = stamp
+            publisher.publish(message)
         for publisher, data in self._blocks:
             message = FeatureBlock(episode=stamp[0], step=stamp[1], data=data)
             message.header.stamp = now.to_msg()
@@ -154,10 +177,18 @@ class EchoDriver(Node):
 class Probe(Node):
     """Times round trips of several robots in turn."""
 
-    def __init__(self, layout: dict[str, dict[str, int]]) -> None:
+    def __init__(
+        self, layout: dict[str, dict[str, int]], peers: dict[str, Peers] | None = None
+    ) -> None:
         super().__init__("probe", start_parameter_services=False)
         self._links = {
-            robot: _Link(self, robot, blocks, functools.partial(self._on_action, robot))
+            robot: _Link(
+                self,
+                robot,
+                blocks,
+                functools.partial(self._on_action, robot),
+                (peers or {}).get(robot),
+            )
             for robot, blocks in layout.items()
         }
         self._awaited = ("", (-1, -1))
@@ -215,6 +246,7 @@ def main() -> None:
     parser.add_argument("role", choices=("robot", "driver", "probe"))
     parser.add_argument("layout", type=json.loads, help="robot -> block -> number of values")
     parser.add_argument("count", type=int, nargs="?", default=0, help="steps or round trips")
+    parser.add_argument("--peers", type=json.loads, help="robot -> peer -> [size, format]")
     arguments = parser.parse_args()
     rclpy.init()
     executor = SingleThreadedExecutor()
@@ -231,7 +263,7 @@ def main() -> None:
             executor.spin_until_future_complete(driver.finished)
             print(json.dumps(arguments.count / driver.finished.result()))
         else:
-            probe = Probe(arguments.layout)
+            probe = Probe(arguments.layout, arguments.peers)
             executor.add_node(probe)
             await_robots(probe, executor)
             gc.freeze()

@@ -4,12 +4,14 @@ Two comparisons, interleaved in one run over several rounds:
 
 - a swarm (bridge with simulator, and one policy node per robot) against bare rclpy nodes that echo
   the same messages over the same topics: lock-step steps per second;
-- one policy node against one bare node, timed in turn by the same process: sensor to action.
+- one policy node against one bare node, timed in turn by the same process: sensor to action. With
+  `--against TEAM` the same of a second team, and the quotient of both: what messages cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -48,6 +50,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--team", default="simple_spread", help="default simple_spread")
     parser.add_argument("--bundles", default="", metavar="DIR", help="default runs/bundles/<team>")
+    parser.add_argument(
+        "--against", metavar="TEAM", help="whose latency this team's is divided by"
+    )
     parser.add_argument("--rounds", type=positive, default=7, help="default 7")
     parser.add_argument("--episodes", type=positive, default=100, help="per round (default 100)")
     parser.add_argument("--trips", type=positive, default=1000, help="per round (default 1000)")
@@ -69,7 +74,16 @@ def measure(arguments: argparse.Namespace) -> None:
                 seed=arguments.seed,
                 results=Path(folder) / f"{index}.jsonl",
             )
-            rounds.append(_measure_round(deployment, arguments.trips, floor_first=index % 2 == 1))
+            figures = _measure_round(deployment, arguments.trips, floor_first=index % 2 == 1)
+            if arguments.against:
+                other = plan_swarm(
+                    arguments.against,
+                    episodes=1,
+                    seed=arguments.seed,
+                    results=Path(folder) / "unused.jsonl",
+                )
+                figures |= _quotients(arguments, figures, _latencies(other, arguments.trips))
+            rounds.append(figures)
             print(f"round {index + 1} of {arguments.rounds} done", file=sys.stderr)
     show("The loop against bare rclpy", _figures(rounds), as_json=arguments.json)
 
@@ -84,6 +98,11 @@ def _measure_round(deployment: Deployment, trips: int, *, floor_first: bool) -> 
         figures[name] = rate(deployment)
     figures["rate ratio"] = figures["swarm, steps/s"] / figures["floor, steps/s"]
     return figures | _latencies(deployment, trips)
+
+
+def _quotients(arguments: argparse.Namespace, these: Round, others: Round) -> Round:
+    names = ("latency p50 ratio", "latency p99 ratio")
+    return {f"{name} / {arguments.against}": these[name] / others[name] for name in names}
 
 
 def _swarm_rate(deployment: Deployment) -> float:
@@ -105,11 +124,15 @@ def _floor_rate(deployment: Deployment) -> float:
 
 
 def _latencies(deployment: Deployment, trips: int) -> Round:
-    [(policy, blocks)] = layout_of(deployment.team.robots[:1]).items()
+    robot = deployment.team.robots[0]
+    [(policy, blocks)] = layout_of([robot]).items()
     echo = f"{policy}_echo"
+    peers = {policy: {peer.robot: (peer.size, peer.format) for peer in robot.peers}}
     nodes = [deployment.robots[0].command(), echo_command("robot", {echo: blocks})]
     with running(nodes):
-        probe = echo_command("probe", {policy: blocks, echo: blocks}, str(trips))
+        probe = echo_command(
+            "probe", {policy: blocks, echo: blocks}, str(trips), "--peers", json.dumps(peers)
+        )
         seconds = figures_of(probe, TIMEOUT_S)
     figures = {}
     for percent in (50, 99):

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,11 @@ from kdmarl_ros.cli import main
 # The same examples each time, however slow the machine is today.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
+
+
+def pytest_configure():
+    """Ctrl+C counts here and in what tests start, even where a background job ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from kdmarl_ros.msg import AgentAction, FeatureBlock
 
 ROBOT = "robot_0"
 LONG_S = 30.0  # for what takes a fraction of it, on a busy machine, too
+SETTLE_S = 0.3  # both ends of a topic do not find each other at the same moment
 
 
 def observations(manifest, count):
@@ -57,7 +58,8 @@ class Sensors:
         self.stopped = []
         self.models = []
         self.step = 0
-        self.hear(AgentAction, topics.ACTION, self.actions.append, qos.ACTION)
+        hears = self.hear(AgentAction, topics.ACTION, self.actions.append, qos.ACTION)
+        self._hears_actions = hears.get_publisher_count
         self.hear(Bool, topics.STOPPED, lambda m: self.stopped.append(m.data), qos.LATCHED)
         self.hear(String, topics.MODEL, lambda m: self.models.append(m.data), qos.LATCHED)
         self.node.create_subscription(
@@ -90,7 +92,9 @@ class Sensors:
         self.until(lambda: time.monotonic() >= end)
 
     def until_listened_to(self):
+        """Until the robot is active, and both directions of its topics are found."""
         self.until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+        self.until(lambda: self._hears_actions() and self.models and self.stopped)
         self.until(lambda: self.state() == State.PRIMARY_STATE_ACTIVE)
 
     def send(self, observation, episode, step, stamp_s=0.0, *, without=()):
@@ -182,6 +186,7 @@ class Sensors:
         """A publisher on a topic of the robot that somebody listens to already."""
         publisher = self.node.create_publisher(kind, self.topic(name), profile)
         self.until(lambda: publisher.get_subscription_count() > 0)
+        self.spin(SETTLE_S)
         return publisher
 
     def stop(self, stopped, name=topics.EMERGENCY_STOP):

@@ -53,6 +53,7 @@ def table(kdmarl, tmp_path, monkeypatch):
             "all": [f"on_policy.weights.{term}=0.1" for term in OFF],
             "without": ["kl"],
             "phases": {"offline only": ["on_policy.iterations=0"]},
+            "students": {"wide": ["defaults.student.width=24"]},
         },
     }  # fmt: skip
     plan_path = write_yaml(tmp_path / "plan.yaml", plan)
@@ -165,14 +166,14 @@ def test_ablation(table, tmp_path):
     assert table("--settings", "LH groups", "--compute", "given").code == 0
     done = table("--compute", command="ablation")
     assert done.code == 0, done.err
-    for variant in ("all terms", "without kl", "offline only"):
+    for variant in ("all terms", "without kl", "offline only", "wide"):
         assert variant in done.out
     kept = list((tmp_path / "work" / "results" / "mpe_simple_spread").glob("ablation-*.json"))
-    assert len(kept) == 3
-    weights = {
-        path.stem: json.loads(path.read_text())["inputs"]["recipe"]["on_policy"]["weights"]
-        for path in kept
-    }
-    (without,) = (value for name, value in weights.items() if "without_kl" in name)
-    assert without["kl"] == 0
-    assert without["role"] == 0.1
+    assert len(kept) == 4
+    inputs = {path.stem.split("-")[2]: json.loads(path.read_text())["inputs"] for path in kept}
+    weights = inputs["without_kl"]["recipe"]["on_policy"]["weights"]
+    assert weights["kl"] == 0
+    assert weights["role"] == 0.1
+    widths = {name: made["students"]["robot_0"]["width"] for name, made in inputs.items()}
+    assert widths.pop("wide") == 24
+    assert 24 not in widths.values()

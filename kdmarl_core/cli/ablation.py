@@ -56,22 +56,23 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
-    from kdmarl_core.experiments.ablation import Variant, page_rows
+    from kdmarl_core.experiments.ablation import Distilled, page_rows
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
 
     torch.set_num_threads(arguments.threads)
-    team = load_team(name)
-    teacher, card = load_teacher(find_teacher(team.teacher), team.task.spec)
-    folder = Path(arguments.results) / team.task.spec.slug
-    known = cells.read_given(team.task, card, plan.episodes, folder)
+    plain = load_team(name)
+    teacher, card = load_teacher(find_teacher(plain.teacher), plain.task.spec)
+    folder = Path(arguments.results) / plain.task.spec.slug
+    known = cells.read_given(plain.task, card, plan.episodes, folder)
     found = []
-    for variant, (changes, without) in plan.ablation.variants().items():
-        recipe = load_recipe(team.recipe, changes, without)
+    for title, variant in plan.ablation.variants().items():
+        team = load_team(name, variant.team)
+        recipe = load_recipe(team.recipe, variant.recipe, variant.without)
         students = []
         for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
             work = Work(team, teacher, card, recipe, seed)
-            label = f"ablation-{team.name}-{variant.replace(' ', '_')}-{seed}"
+            label = f"ablation-{team.name}-{title.replace(' ', '_')}-{seed}"
             inputs = cells.student_inputs(work, plan.episodes)
             compute = functools.partial(_distil, work, inputs, Path("runs") / "table" / label)
             students.append(
@@ -81,7 +82,7 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
                     shown(bar, label, compute) if arguments.compute else None,
                 )
             )
-        found.append(Variant(variant, tuple(cell for cell in students if cell is not None)))
+        found.append(Distilled(title, tuple(cell for cell in students if cell is not None)))
     return page_rows(found, *known)
 
 

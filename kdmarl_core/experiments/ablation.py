@@ -10,7 +10,7 @@ from kdmarl_core.experiments.cells import Cell
 from kdmarl_core.metrics import Interval, Returns, mean_difference, percent
 
 
-class Variant(NamedTuple):
+class Distilled(NamedTuple):
     """One variant's students, by training seed."""
 
     name: str
@@ -18,7 +18,7 @@ class Variant(NamedTuple):
 
 
 def change_of_retention(
-    variant: Variant, full: Variant, teacher: Cell, random: Cell
+    variant: Distilled, full: Distilled, teacher: Cell, random: Cell
 ) -> Interval | None:
     """How much retention a variant gains on the one with every term on, as a share."""
     if not (variant.students and full.students):
@@ -29,7 +29,7 @@ def change_of_retention(
 
 
 def page_rows(
-    variants: Sequence[Variant], teacher: Cell | None, random: Cell | None
+    variants: Sequence[Distilled], teacher: Cell | None, random: Cell | None
 ) -> list[list[str]]:
     """One line per variant; the first has every term on."""
     lines = []
@@ -50,7 +50,7 @@ def page_rows(
     return lines
 
 
-def _scores(variant: Variant) -> list[Returns]:
+def _scores(variant: Distilled) -> list[Returns]:
     return [cell.scores for cell in variant.students]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import share_folder
@@ -44,6 +44,14 @@ class TaskPlan:
         check_at_least(1, self, "seeds")
 
 
+class Variant(NamedTuple):
+    """How one line of the ablation is distilled."""
+
+    recipe: tuple[str, ...]  # changes of the recipe
+    without: tuple[str, ...] = ()  # terms that are off in both phases
+    team: tuple[str, ...] = ()  # changes of the team file
+
+
 @dataclass(frozen=True)
 class Ablation:
     """What is switched off in turn."""
@@ -52,16 +60,18 @@ class Ablation:
     teams: tuple[str, ...]
     all: tuple[str, ...]  # changes of the team's recipe that switch every term on
     without: tuple[str, ...]  # terms, each switched off alone
-    phases: dict[str, tuple[str, ...]]  # further variants: name -> changes
+    phases: dict[str, tuple[str, ...]]  # further variants: name -> changes of the recipe
+    students: dict[str, tuple[str, ...]] = field(default_factory=dict)  # changes of the team file
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "seeds")
 
-    def variants(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Name -> changes of the recipe, and terms that are off; everything on comes first."""
-        off = {f"without {term}": (self.all, (term,)) for term in self.without}
-        some = {name: ((*self.all, *changes), ()) for name, changes in self.phases.items()}
-        return {ALL_ON: (self.all, ()), **off, **some}
+    def variants(self) -> dict[str, Variant]:
+        """All by name; the one with everything on comes first."""
+        off = {f"without {term}": Variant(self.all, (term,)) for term in self.without}
+        phases = {name: Variant((*self.all, *more)) for name, more in self.phases.items()}
+        students = {name: Variant(self.all, team=change) for name, change in self.students.items()}
+        return {ALL_ON: Variant(self.all), **off, **phases, **students}
 
 
 @dataclass(frozen=True)

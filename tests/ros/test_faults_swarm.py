@@ -47,6 +47,9 @@ class Watcher:
     def until(self, condition, timeout_s=LONG_S):
         self.driver.until(condition, timeout_s)
 
+    def until_acting(self, status):
+        self.until(lambda: self.actions and self.actions[-1].status == status)
+
     def more_steps(self, count):
         before = len(self.steps)
         self.until(lambda: len(self.steps) >= before + count)
@@ -243,7 +246,7 @@ def test_the_swarms_stop_outlives_the_bridge(watcher, robot, bridge, path):
     watcher.more_steps(5)
     answer = watcher.driver.call_at(SetBool, topics.SWARM_STOP, SetBool.Request(data=True))
     assert answer.success
-    watcher.until(lambda: watcher.actions[-1].status == AgentAction.STATUS_SAFE)
+    watcher.until_acting(AgentAction.STATUS_SAFE)
     child.kill()
     child.wait()
     bridge("-p", "episodes:=4000")
@@ -253,7 +256,7 @@ def test_the_swarms_stop_outlives_the_bridge(watcher, robot, bridge, path):
     watcher.driver.call_at(
         SetBool, topics.SWARM_STOP, SetBool.Request(data=False), again_after_s=1.0
     )
-    watcher.until(lambda: watcher.actions[-1].status == AgentAction.STATUS_POLICY)
+    watcher.until_acting(AgentAction.STATUS_POLICY)
 
 
 def test_delays_are_those_of_the_simulation_too(robot, bridge, domain, path, policies):

@@ -225,9 +225,9 @@ def test_a_stop_brakes_the_base_and_holds_it_until_released(world, robot, base):
     robot()
     base.until_at_full_speed()
     stop = world.node.create_publisher(Bool, "/robot_0/emergency_stop", QoSProfile(depth=1))
-    world.until(stop.get_subscription_count)
-    stop.publish(Bool(data=True))
+    pressing = world.node.create_timer(0.05, lambda: stop.publish(Bool(data=True)))
     world.until(lambda: base.speeds[-1] == 0.0)
+    pressing.cancel()
     count = len(base.speeds)
     world.until(lambda: len(base.speeds) > count + 10)  # its odometry goes on, and it stands
     assert set(base.speeds[count:]) == {0.0}
