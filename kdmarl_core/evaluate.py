@@ -76,10 +76,20 @@ def returns(episodes: Sequence[Episode]) -> Returns:
     return np.array([episode.team_return for episode in episodes])
 
 
+def scores(episodes: Sequence[Episode]) -> Returns:
+    """What players are compared by: one or zero where episodes can be won, else the return."""
+    won = _won(episodes)
+    return np.array(won, float) if won else returns(episodes)
+
+
+def _won(episodes: Sequence[Episode]) -> list[bool]:
+    """Which episodes were won, of those that could be."""
+    return [episode.outcome == "won" for episode in episodes if episode.outcome]
+
+
 def evaluation(played: Sequence[Episode], seed: int) -> Evaluation:
     """Mean return and win rate of a run's episodes."""
-    values = returns(played)
-    won = [episode.outcome == "won" for episode in played if episode.outcome]
+    values, won = returns(played), _won(played)
     return Evaluation(
         mean_return=float(values.mean()),
         standard_error=standard_error(values),

@@ -91,6 +91,11 @@ def mean_difference(ones: Sequence[Returns], others: Sequence[Returns], seed: in
     return Interval(float(one.mean() - other.mean()), float(low), float(high))
 
 
+def wins(rate: float | None) -> str:
+    """A win rate for people; empty where nothing can be won."""
+    return "" if rate is None else f"{rate:.1%} won"
+
+
 def percent(interval: Interval | None) -> str:
     """A retention with its interval for people."""
     if interval is None:

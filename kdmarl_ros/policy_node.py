@@ -2,7 +2,7 @@
 
 configure loads and verifies the bundle and makes the entities, activate starts acting, deactivate
 publishes the safe action and stops. Wiring only: decisions are made in `policy_runtime`, people
-are heard in `oversight`, what is reported is put into words in `health`.
+are heard in `console`, peers in `peer_link`, what is reported is put into words in `health`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import functools
 import sys
 import time
 import traceback
-from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +22,15 @@ from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
-from std_msgs.msg import Bool, Int32, String
-from std_srvs.srv import SetBool, Trigger
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
-from kdmarl_ros import health, oversight, peers, qos, topics
+from kdmarl_ros import health, peers, qos, topics
+from kdmarl_ros.console import Console
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
 from kdmarl_ros.parameters import (
     PolicyParameters,
@@ -39,8 +38,9 @@ from kdmarl_ros.parameters import (
     declare_for_blocks,
     refuse_undeclared,
 )
-from kdmarl_ros.policy_runtime import Decision, Heard, PolicyRuntime, RuntimeSettings, Told
-from kdmarl_ros.qos import NO_EVENTS, NO_SUBSCRIPTION_EVENTS
+from kdmarl_ros.peer_link import PeerLink
+from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
+from kdmarl_ros.qos import NO_EVENTS
 from kdmarl_ros.safety import (
     FUTURE_S,
     Overruns,
@@ -49,7 +49,7 @@ from kdmarl_ros.safety import (
     default_timeout_s,
 )
 from kdmarl_ros.security import refuse_open_middleware, trust
-from kdmarl_ros.spin import MessagesFirst, Polled, PunctualSpinner, Stop
+from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
 from kdmarl_ros.spin import main as spin_main
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class PolicyNode(LifecycleNode):
         self._activations = 0
         self._readings = 0
         self._sensors: list[Subscription[Any]] = []  # in the order of the runtime's inputs
-        self._peers: list[Subscription[Any]] = []  # in the order of the manifest
-        self._mouth: Publisher[PeerMessage] | None = None
+        self._peers: PeerLink | None = None
         self._state = "unconfigured"
         self._active = False
         self._refusal: UserError | None = None
@@ -112,12 +111,14 @@ class PolicyNode(LifecycleNode):
         self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._floods: Counter[str] = Counter()
-        self._refused_overrides = 0
         self._simulated = bool(self.get_parameter("use_sim_time").value)
         self._clock_reading, self._clock_moved_s = -1, 0.0
         # Steady time: a jump of the system clock or of simulated time must not disarm a timer.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._make_oversight()
+        self._console = Console(
+            self, self._callback_group, self._given.state_directory, self._brake
+        )
+        self.create_service(Trigger, topics.RELOAD, self._on_reload)
         self._make_diagnostics()
 
     @property
@@ -248,12 +249,14 @@ class PolicyNode(LifecycleNode):
         manifest = policy.manifest
         self._rate_hz = given.rate_hz or manifest.rate_hz
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
-        self._runtime = PolicyRuntime(policy, self._settings(manifest), self._hear)
+        self._peers = PeerLink(self, manifest)
+        self._entities.append(self._peers.close)
+        self._runtime = PolicyRuntime(policy, self._settings(manifest), self._peers.hear)
         refuse_undeclared(self)
         self._overruns = Overruns(1.0 / self._rate_hz)
         if given.mode == "real_time":
             self._callback_group.limit_rate(FLOOD_PERIODS * self._rate_hz)
-        self._override = oversight.Override(len(manifest.actions), given.override_timeout_s)
+        self._console.allow_overrides(len(manifest.actions), given.override_timeout_s)
         self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
         self._model = self.create_publisher(
@@ -268,7 +271,7 @@ class PolicyNode(LifecycleNode):
             self._connect_body(manifest, profile)
         else:
             self._connect_blocks(manifest, profile)
-        self._connect_peers(manifest)
+        self._await_peers()
         self._make_timers()
         self.get_logger().info(
             f"configured: {manifest.task} {manifest.agent}, model {manifest.model.sha256[:12]}, "
@@ -297,28 +300,12 @@ class PolicyNode(LifecycleNode):
         self._body = Body(self, sensor_map, profile, self._on_reading)
         self._entities.append(self._body.close)
 
-    def _connect_peers(self, manifest: Manifest) -> None:
-        """Make the topics of messages, and say what model flies once peers are linked."""
-        namespace = self.get_namespace()
-        for peer in manifest.peers:
-            subscription = self.create_subscription(
-                PeerMessage,
-                topics.of_peer(namespace, peer.robot, topics.MESSAGE),
-                _never_called,
-                qos.MESSAGE,
-                callback_group=Polled(),
-                event_callbacks=NO_SUBSCRIPTION_EVENTS,
-            )
-            self._peers.append(subscription)
-            self._entities.append(functools.partial(self.destroy_subscription, subscription))
-        if manifest.message:
-            self._said = PeerMessage()
-            self._mouth = self.create_publisher(
-                PeerMessage, topics.MESSAGE, qos.MESSAGE, event_callbacks=NO_EVENTS
-            )
-            self._entities.append(functools.partial(self.destroy_publisher, self._mouth))
-        # Whoever waits for the robots, to begin with all of them, waits for the models that fly:
-        # by then messages go through. A peer that is not there is not waited for.
+    def _await_peers(self) -> None:
+        """Say what model flies as soon as peers are linked.
+
+        Whoever waits for the robots, to begin with all of them, waits for the models that fly: by
+        then messages go through. A peer that is not there is not waited for.
+        """
         self._linked_by_s = time.monotonic() + DISCOVERY_S
         self._stop_linking = self._every(LINKED_EVERY_S, self._on_linked)
         self._entities.append(self._stop_linking)
@@ -326,13 +313,10 @@ class PolicyNode(LifecycleNode):
 
     def _on_linked(self) -> None:
         assert self._runtime is not None
-        manifest = self._runtime.policy.manifest
-        listeners = self._mouth.get_subscription_count() if self._mouth else 0
-        linked = listeners >= len(manifest.message.to if manifest.message else ())
-        linked &= all(_publishers(subscription) for subscription in self._peers)
-        if linked or time.monotonic() >= self._linked_by_s:
+        assert self._peers is not None
+        if self._peers.linked or time.monotonic() >= self._linked_by_s:
             self._stop_linking()
-            self._model.publish(String(data=manifest.model.sha256))
+            self._model.publish(String(data=self._runtime.policy.manifest.model.sha256))
 
     def _load(self) -> BundlePolicy:
         """The bundle, if it is this robot's."""
@@ -434,8 +418,7 @@ class PolicyNode(LifecycleNode):
         while self._entities:
             self._entities.pop()()
         self._sensors.clear()
-        self._peers.clear()
-        self._runtime = self._body = self._mouth = None
+        self._runtime = self._body = self._peers = None
 
     def _destroy_sensor(self, subscription: Subscription[Any]) -> None:
         self._callback_group.forget(subscription)
@@ -463,25 +446,6 @@ class PolicyNode(LifecycleNode):
         stamp = self._runtime.complete()
         if stamp is not None:
             self._publish(self._runtime.decide(stamp, time.monotonic()))
-
-    def _hear(self) -> Iterator[Heard]:
-        """What peers have sent since they were last listened to, of each the newest few."""
-        for index, subscription in enumerate(self._peers):
-            for _ in range(qos.MESSAGE.depth):
-                taken: Any = subscription.handle.take_message(PeerMessage, False)
-                if not taken:
-                    break
-                message = taken[0]
-                data = bytes(message.data)
-                yield Heard(index, message.episode, message.step, message.bits, data)
-
-    def _tell(self, told: Told) -> None:
-        if self._mouth is not None:
-            message = self._said
-            message.episode, message.step = told.stamp
-            message.bits = told.bits
-            message.data = array("B", told.data)
-            self._mouth.publish(message)
 
     def _age_s(self, message: FeatureBlock) -> float | None:
         stamp = message.header.stamp
@@ -546,20 +510,19 @@ class PolicyNode(LifecycleNode):
     def _publish(self, decision: Decision) -> None:
         """Send a decision, or what people want instead: a stop wins over all else."""
         assert self._runtime is not None
+        assert self._peers is not None
         told = self._runtime.take_told()
         # In lock-step the world goes on with the action: peers must be told before. In real time
         # the action comes first.
         if told is not None and self._given.mode == "lock_step":
-            self._tell(told)
-        if self._stops.stopped:
+            self._peers.tell(told)
+        if self._console.stopped:
             decision = self._runtime.stop(decision, "stopped")
-        else:
-            wanted = self._override.action(time.monotonic())
-            if wanted is not None:
-                decision = self._runtime.override(decision, wanted)
+        elif (wanted := self._console.overridden()) is not None:
+            decision = self._runtime.override(decision, wanted)
         self._send(decision)
         if told is not None and self._given.mode == "real_time":
-            self._tell(told)
+            self._peers.tell(told)
         self._compute_s.append(decision.compute_s)
         if not decision.safe:
             self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())
@@ -576,67 +539,10 @@ class PolicyNode(LifecycleNode):
         if self._body is not None:
             self._body.act(None if decision.safe else decision.action)
 
-    # People
-
-    def _make_oversight(self) -> None:
-        folder = oversight.state_folder(self._given.state_directory)
-        name = self._namespace.replace("/", "_") or "robot"
-        self._stops = oversight.StopLatch(folder / f"{name}.stop.json")
-        self._stopped_topic = self.create_publisher(
-            Bool, topics.STOPPED, qos.LATCHED, event_callbacks=NO_EVENTS
-        )
-        for who, topic in (
-            (oversight.ROBOT, topics.EMERGENCY_STOP),
-            (oversight.SWARM, topics.SWARM_STOP),
-        ):
-            hear = functools.partial(self._on_stop, who)
-            self.create_subscription(
-                Bool, topic, hear, qos.ANY_PUBLISHER, event_callbacks=NO_SUBSCRIPTION_EVENTS
-            )
-            # Once more for those who asked before this node was there.
-            latched = self.create_subscription(
-                Bool, topic, hear, qos.LATCHED, event_callbacks=NO_SUBSCRIPTION_EVENTS
-            )
-            self._callback_group.be_patient(latched)
-        self.create_service(SetBool, topics.EMERGENCY_STOP, self._on_stop_service)
-        self.create_subscription(Int32, topics.OVERRIDE, self._on_override, qos.COMMAND)
-        self.create_service(Trigger, topics.RELOAD, self._on_reload)
-        self._stopped_topic.publish(Bool(data=self._stops.stopped))
-        if self._stops.stopped:
-            self.get_logger().warning(
-                f"stopped {self._stops.reason}; what was stopped stays so until it is released"
-            )
-
-    def _on_stop(self, who: str, message: Bool) -> None:
-        self._set_stop(who, message.data)
-
-    def _on_stop_service(
-        self, request: SetBool.Request, response: SetBool.Response
-    ) -> SetBool.Response:
-        trouble = self._set_stop(oversight.ROBOT, request.data)
-        held = f"stopped {self._stops.reason}" if self._stops.stopped else "not stopped"
-        response.success = not trouble
-        response.message = f"{held}; {trouble}" if trouble else held
-        return response
-
-    def _set_stop(self, who: str, stopped: bool) -> str:
-        before = self._stops.stopped
-        # The robot first, the record after it.
-        if stopped and not before and self._active and self._runtime is not None:
+    def _brake(self) -> None:
+        """A person has stopped the robot: it does not wait for its next decision."""
+        if self._active and self._runtime is not None:
             self._send(self._runtime.safe("stopped"))
-        trouble = self._stops.set(who, stopped)
-        if trouble:
-            self.get_logger().error(f"the stop will not outlive this process: {trouble}")
-        if self._stops.stopped != before:
-            self._stopped_topic.publish(Bool(data=self._stops.stopped))
-            self.get_logger().warning(
-                f"stopped {self._stops.reason}" if self._stops.stopped else "released"
-            )
-        return trouble
-
-    def _on_override(self, message: Int32) -> None:
-        if self._runtime is not None and not self._override.set(message.data, time.monotonic()):
-            self._refused_overrides += 1
 
     def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Read the bundle again; keep the model in use if the new one cannot take its place."""
@@ -684,7 +590,7 @@ class PolicyNode(LifecycleNode):
         told = {"bundle": given.bundle, "mode": given.mode}
         if runtime is None:
             return health.Snapshot(
-                self._state, False, told, self._failure, stopped=self._stops.reason
+                self._state, False, told, self._failure, stopped=self._console.reason
             )
         return health.Snapshot(
             state=self._state,
@@ -693,8 +599,8 @@ class PolicyNode(LifecycleNode):
             failure=self._failure,
             manifest=runtime.policy.manifest,
             signature=runtime.policy.vouched,
-            stopped=self._stops.reason,
-            overridden=self._override.action(now_s) is not None,
+            stopped=self._console.reason,
+            overridden=self._console.overridden() is not None,
             clock_paused=self._simulated and now_s - self._clock_moved_s > self._timeout_s / 2,
             problems=self._peer_problems(),
             troubles=runtime.troubles(now_s),
@@ -720,8 +626,8 @@ class PolicyNode(LifecycleNode):
             for group, by_reason in groups.items()
             for reason, count in by_reason.items()
         }
-        if self._refused_overrides:
-            counts["dropped/override"] = self._refused_overrides
+        if self._console.refused_overrides:
+            counts["dropped/override"] = self._console.refused_overrides
         return counts
 
     def _peer_problems(self) -> list[str]:
@@ -731,23 +637,13 @@ class PolicyNode(LifecycleNode):
             for sensor in self._sensors
             for problem in peers.publisher_problems(self, sensor.topic_name, sensor.msg_type)
         ]
-        for peer in self._peers:
-            found += peers.publisher_problems(self, peer.topic_name, PeerMessage)
+        for topic in self._peers.heard_topics if self._peers else ():
+            found += peers.publisher_problems(self, topic, PeerMessage)
         found += peers.listener_problems(self, action, AgentAction)
         others = peers.rivals(self, action)
         if others:
             found.append(f"{action}: {', '.join(others)} publishes there, too")
         return found
-
-
-def _never_called(message: PeerMessage) -> None:
-    """Messages of peers are taken by hand."""
-
-
-def _publishers(subscription: Subscription[Any]) -> int:
-    """How many publishers a subscription is linked with."""
-    count: int = subscription.get_publisher_count()
-    return count
 
 
 def _refuse_other_interface(old: Manifest, new: Manifest) -> None:

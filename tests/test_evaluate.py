@@ -26,6 +26,7 @@ from kdmarl_core.evaluate import (
     play,
     replay,
     returns,
+    scores,
 )
 from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View, block_columns, make_task
@@ -132,6 +133,18 @@ def test_evaluation_is_over_the_returns():
 def test_a_win_rate_is_of_tasks_that_can_be_won():
     played = [Episode(0, 1.0, 25, outcome, []) for outcome in ("won", "lost", "lost", "lost")]
     assert evaluation(played, seed=0).win_rate == 0.25
+    assert scores(played).sum() == 1
+    assert scores([episode._replace(outcome="") for episode in played]) == pytest.approx(
+        returns(played)
+    )
+
+
+def test_wins_are_shown_where_there_are_any(kdmarl):
+    command = ["evaluate", "--players", "random", "--episodes", "2", "--team"]
+    assert "0.0% won" in kdmarl(*command, "smax_3m").out
+    won = json.loads(kdmarl(*command, "smax_3m", "--json").out)["players"]["random"]["win_rate"]
+    assert won == 0.0
+    assert "won" not in kdmarl(*command, "simple_spread").out
 
 
 def view(observations=(), masks=()):

@@ -58,9 +58,12 @@ class Measured:
     student_return: float
     teacher_return: float
     random_return: float
-    retention: float | None  # None where the teacher is as good as random actions
+    # Of wins where episodes can be won, else of returns; None: the teacher is as good as random.
+    retention: float | None
     retention_low: float | None  # of the 95 % interval
     retention_high: float | None
+    student_win_rate: float | None = None  # None where nothing can be won
+    teacher_win_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _figures(done: DistilledTeam) -> dict[str, Any]:
 
 
 def _print(done: DistilledTeam) -> None:
-    from kdmarl_core.metrics import percent
+    from kdmarl_core.metrics import percent, wins
 
     rows = [
         [
@@ -195,8 +195,11 @@ def _print(done: DistilledTeam) -> None:
     header = ["robot", "student", "parameters", "FLOPs/decision", "bytes", "ONNX - torch"]
     print_table(f"bundles in {done.folder}", header, rows)
     measured = done.played.measured
+    won = ""
+    if measured.student_win_rate is not None:
+        won = f", {wins(measured.student_win_rate)} (teacher {wins(measured.teacher_win_rate)})"
     print(
         f"return {measured.student_return:.2f} (teacher {measured.teacher_return:.2f}, random "
-        f"{measured.random_return:.2f}): retention {percent(done.played.retention)}, "
+        f"{measured.random_return:.2f}){won}: retention {percent(done.played.retention)}, "
         f"{measured.episodes} greedy episodes"
     )

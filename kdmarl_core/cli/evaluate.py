@@ -45,8 +45,8 @@ def add_command(commands: Any) -> None:
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Play the same episodes with each player; print returns and retention."""
-    from kdmarl_core.evaluate import evaluation, play, returns
-    from kdmarl_core.metrics import normalised_retention, percent
+    from kdmarl_core.evaluate import evaluation, play, scores
+    from kdmarl_core.metrics import normalised_retention, percent, wins
     from kdmarl_core.team import load_team
 
     team = load_team(arguments.team)
@@ -62,18 +62,22 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
             for episode in play(env, player, arguments.episodes, arguments.seed):
                 played[name].append(episode)
                 bar.update(line, advance=1)
-    scores = {name: evaluation(episodes, arguments.seed) for name, episodes in played.items()}
+    found = {name: evaluation(episodes, arguments.seed) for name, episodes in played.items()}
     retention = None
     if set(played) == set(PLAYERS):
         retention = normalised_retention(
-            returns(played["students"]), returns(played["teacher"]), returns(played["random"])
+            scores(played["students"]), scores(played["teacher"]), scores(played["random"])
         )
     if arguments.json:
         print_json(
             {
                 "players": {
-                    name: {"return": score.mean_return, "standard_error": score.standard_error}
-                    for name, score in scores.items()
+                    name: {
+                        "return": score.mean_return,
+                        "standard_error": score.standard_error,
+                        "win_rate": score.win_rate,
+                    }
+                    for name, score in found.items()
                 },
                 "retention": retention and retention._asdict(),
                 "episodes": {
@@ -84,11 +88,11 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         )
         return
     rows = [
-        [name, f"{score.mean_return:.3f}", f"{score.standard_error:.3f}"]
-        for name, score in scores.items()
+        [name, f"{score.mean_return:.3f}", f"{score.standard_error:.3f}", wins(score.win_rate)]
+        for name, score in found.items()
     ]
     title = f"{team.task.spec.name}, {arguments.episodes} episodes, seed {arguments.seed}"
-    print_table(title, ["player", "return", "standard error"], rows)
+    print_table(title, ["player", "return", "standard error", "wins"], rows)
     if retention:
         print(f"retention {percent(retention)}")
 

@@ -21,7 +21,6 @@ from kdmarl_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from kdmarl_core.metrics import Evaluation
     from kdmarl_core.tasks import Task
     from kdmarl_core.teacher.mappo import Recipe
     from kdmarl_core.team import Team
@@ -60,6 +59,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 
     from kdmarl_core.evaluate import evaluation, play
     from kdmarl_core.files import refuse_existing
+    from kdmarl_core.metrics import wins
     from kdmarl_core.tasks import make_task
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import save_teacher
@@ -126,9 +126,10 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(figures)
     else:
+        won = f", {wins(score.win_rate)}" if task.spec.can_be_won else ""
         print(
             f"{folder / 'teacher'}: return {score.mean_return:.2f} +- {score.standard_error:.2f} "
-            f"(standard error, {score.episodes} greedy episodes){_wins(score)}, {seconds:.0f} s, "
+            f"(standard error, {score.episodes} greedy episodes){won}, {seconds:.0f} s, "
             f"{card.env_steps / seconds:.0f} environment steps/s"
         )
 
@@ -163,10 +164,6 @@ def _team(arguments: argparse.Namespace, task: Task) -> Team | None:
             f"'{task.spec.name}'; give a team of this task"
         )
     return team
-
-
-def _wins(score: Evaluation) -> str:
-    return "" if score.win_rate is None else f", {score.win_rate:.1%} won"
 
 
 @contextlib.contextmanager

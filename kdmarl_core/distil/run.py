@@ -44,7 +44,16 @@ from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy, StudentsActing
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.evaluate import BundlePlayer, RandomPlayer, TeamPlayer, play, returns
+from kdmarl_core.evaluate import (
+    BundlePlayer,
+    Episode,
+    RandomPlayer,
+    TeamPlayer,
+    evaluation,
+    play,
+    returns,
+    scores,
+)
 from kdmarl_core.export import check_agreement, student_model
 from kdmarl_core.files import atomic_folder
 from kdmarl_core.interrupt import deferred_interrupt
@@ -270,7 +279,7 @@ def _played_again(
 
 
 class Played(NamedTuple):
-    """Returns of the same seeded reference episodes, and what follows from them."""
+    """What the same seeded reference episodes of students, teacher and random actions say."""
 
     measured: Measured
     retention: Interval | None
@@ -294,22 +303,26 @@ def measure(
         "random": RandomPlayer(),
     }
     env = team.task.make_reference()
-    played: dict[str, Returns] = {}
+    played: dict[str, list[Episode]] = {}
     for name, player in players.items():
-        played[name] = returns(list(play(env, player, episodes, seed)))
+        played[name] = list(play(env, player, episodes, seed))
         on_player()
-    retention = normalised_retention(played["student"], played["teacher"], played["random"])
+    score = {name: evaluation(of_player, seed) for name, of_player in played.items()}
+    student, teachers, randoms = (scores(of_player) for of_player in played.values())
+    retention = normalised_retention(student, teachers, randoms)
     measured = Measured(
         episodes=episodes,
         seed=seed,
-        student_return=float(played["student"].mean()),
-        teacher_return=float(played["teacher"].mean()),
-        random_return=float(played["random"].mean()),
+        student_return=score["student"].mean_return,
+        teacher_return=score["teacher"].mean_return,
+        random_return=score["random"].mean_return,
         retention=retention and retention.value,
         retention_low=retention and retention.low,
         retention_high=retention and retention.high,
+        student_win_rate=score["student"].win_rate,
+        teacher_win_rate=score["teacher"].win_rate,
     )
-    return Played(measured, retention, played)
+    return Played(measured, retention, {name: returns(played[name]) for name in players})
 
 
 class DistilledTeam(NamedTuple):

@@ -27,6 +27,7 @@ from kdmarl_core.evaluate import (
     evaluation,
     play,
     returns,
+    scores,
 )
 from kdmarl_core.export import student_model
 from kdmarl_core.files import atomic_write
@@ -266,12 +267,8 @@ def _cell(
     return Cell(
         inputs=as_json(inputs),
         returns=tuple(round(value, 4) for value in returns(episodes)),
-        won=_won(episodes) if task.spec.can_be_won else (),
+        won=tuple(int(won) for won in scores(episodes)) if task.spec.can_be_won else (),
         flops_per_episode=flops_per_step * steps,
         seconds=round(time.monotonic() - begun, 1),
         kdmarl_version=__version__,
     )
-
-
-def _won(episodes: Sequence[Episode]) -> tuple[int, ...]:
-    return tuple(int(episode.outcome == "won") for episode in episodes)

@@ -16,7 +16,12 @@ from kdmarl_core.bundle import StudentEntry, load_policy, message_entry, write_b
 from kdmarl_core.files import executable_prefix
 from kdmarl_core.team import Team, load_team
 
-_domains = itertools.count(1 + os.getpid() % 50)
+# Of the workers that share a run, each has domains of its own.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+DOMAINS = 100 // WORKERS * WORKERS
+
+_tests = itertools.count(os.getpid())
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def module_domain(tmp_path_factory):
 
 def own_domain(patch: pytest.MonkeyPatch, folder: Path) -> int:
     """Sets the environment that nodes are started in."""
-    number = next(_domains) % 101
+    number = 1 + (next(_tests) * WORKERS + WORKER) % DOMAINS
     patch.setenv("ROS_HOME", str(folder / "ros"))  # stops and logs are the test's own
     patch.setenv("ROS_DOMAIN_ID", str(number))
     patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

@@ -1,0 +1,87 @@
+"""What a robot hears of its peers and tells them: the topics of messages in both directions."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
+
+from kdmarl_core.bundle import Manifest
+from kdmarl_ros import qos, topics
+from kdmarl_ros.msg import PeerMessage
+from kdmarl_ros.policy_runtime import Heard, Told
+from kdmarl_ros.spin import Polled
+
+
+class PeerLink:
+    """See the module's docstring. Messages wait until they are asked for, and wake nobody up."""
+
+    def __init__(self, node: Node, manifest: Manifest) -> None:
+        """Make the topics that a robot's manifest lists; none for a robot without messages."""
+        self._node = node
+        self._receivers = len(manifest.message.to) if manifest.message else 0
+        self._heard: list[Subscription[Any]] = [  # in the order of the manifest
+            node.create_subscription(
+                PeerMessage,
+                topics.of_peer(node.get_namespace(), peer.robot, topics.MESSAGE),
+                _never_called,
+                qos.MESSAGE,
+                callback_group=Polled(),
+                event_callbacks=qos.NO_SUBSCRIPTION_EVENTS,
+            )
+            for peer in manifest.peers
+        ]
+        self._message = PeerMessage()
+        self._told: Publisher[PeerMessage] | None = None
+        if manifest.message:
+            self._told = node.create_publisher(
+                PeerMessage, topics.MESSAGE, qos.MESSAGE, event_callbacks=qos.NO_EVENTS
+            )
+
+    @property
+    def heard_topics(self) -> list[str]:
+        """Full names of the topics that are listened to."""
+        return [subscription.topic_name for subscription in self._heard]
+
+    @property
+    def linked(self) -> bool:
+        """Whether all peers that are to be heard, and all that listen, are found."""
+        listeners = self._told.get_subscription_count() if self._told else 0
+        return listeners >= self._receivers and all(
+            subscription.get_publisher_count() > 0 for subscription in self._heard
+        )
+
+    def hear(self) -> Iterator[Heard]:
+        """What peers have sent since they were last listened to, of each the newest few."""
+        for index, subscription in enumerate(self._heard):
+            for _ in range(qos.MESSAGE.depth):
+                taken: Any = subscription.handle.take_message(PeerMessage, False)
+                if not taken:
+                    break
+                message = taken[0]
+                data = bytes(message.data)
+                yield Heard(index, message.episode, message.step, message.bits, data)
+
+    def tell(self, told: Told) -> None:
+        """Publish what the policy says to its peers."""
+        if self._told is not None:
+            message = self._message
+            message.episode, message.step = told.stamp
+            message.bits = told.bits
+            message.data = array("B", told.data)
+            self._told.publish(message)
+
+    def close(self) -> None:
+        """Free what ROS holds."""
+        for subscription in self._heard:
+            self._node.destroy_subscription(subscription)
+        if self._told is not None:
+            self._node.destroy_publisher(self._told)
+
+
+def _never_called(message: PeerMessage) -> None:
+    """Messages of peers are taken by hand."""
