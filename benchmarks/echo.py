@@ -105,11 +105,14 @@ class _Link:
         hears = all(publisher.get_subscription_count() for publisher in publishers)
         return hears and self._node.count_publishers(self._subscription.topic_name) > 0
 
-    def show(self, stamp: Stamp, now: Time) -> None:
-        """Publish all blocks of a step, and before them what peers tell in it."""
+    def tell(self, stamp: Stamp) -> None:
+        """Publish what peers tell in a step."""
         for publisher, message in self._peers:
             message.episode, message.step = stamp
             publisher.publish(message)
+
+    def show(self, stamp: Stamp, now: Time) -> None:
+        """Publish all blocks of a step."""
         for publisher, data in self._blocks:
             message = FeatureBlock(episode=stamp[0], step=stamp[1], data=data)
             message.header.stamp = now.to_msg()
@@ -222,6 +225,7 @@ class Probe(Node):
         now = self.get_clock().now()
         begun_s = time.perf_counter()
         self._links[robot].show(stamp, now)
+        self._links[robot].tell(stamp)  # which is read in the next step
         while self._answered_s < begun_s:
             executor.spin_once()
         return self._answered_s - begun_s

@@ -10,7 +10,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,47 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
     return _mapping(document, path)
+
+
+def is_yaml(name_or_path: str) -> bool:
+    """Whether a file is meant, not the name of something that ships."""
+    return name_or_path.endswith((".yaml", ".yml"))
+
+
+def read_with_bases(
+    path: Path, find: Callable[[str, str, Path], Path]
+) -> list[tuple[Path, dict[str, Any]]]:
+    """A YAML file, and before it those that its key `base` leads to, the lowest first.
+
+    Args:
+        path: the file.
+        find: gives the path of a base; is told its name, who asks for it (for messages), and the
+            folder where a relative path begins.
+
+    Raises:
+        UserError: as `read_yaml` and `find` do, or a base leads back.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        document = dict(read_yaml(path))
+        base = document.pop("base", None)
+        found.insert(0, (path, document))
+        if base is None:
+            return found
+        below = find(str(base), f"{path}: base", path.parent)
+        if below.resolve() in {file.resolve() for file, _ in found}:
+            raise UserError(f"{path}: base: '{base}' leads back to this file; name another one")
+        path = below
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of both mappings; where both have one, `above` decides, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            value = laid_over(merged[key], value)
+        merged[key] = value
+    return merged
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -22,7 +22,14 @@ from kdmarl_core.bundle import (
 )
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import share_folder
-from kdmarl_core.schema import check_at_least, from_mapping, read_yaml, with_changes
+from kdmarl_core.schema import (
+    check_at_least,
+    from_mapping,
+    is_yaml,
+    laid_over,
+    read_with_bases,
+    with_changes,
+)
 from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks, visible_block
 
 
@@ -239,7 +246,7 @@ def team_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path
     Raises:
         UserError: neither exists.
     """
-    if _is_file(name_or_path):
+    if is_yaml(name_or_path):
         return folder / name_or_path
     path = share_folder() / "config" / "teams" / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -259,7 +266,7 @@ def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
             action or receiver, or does not give every agent exactly one robot.
     """
     path = team_path(name_or_path)
-    document = with_changes(_with_base(path), changes)
+    document = with_changes(_read(path), changes)
     entry = from_mapping(TeamFile, _with_defaults(document, path), str(path))
     task = make_task(entry.task, f"{path}: task")
     robots = [_resolve(name, robot, task, path) for name, robot in entry.robots.items()]
@@ -315,24 +322,15 @@ def _sizes(robot: Robot) -> list[tuple[str, int]]:
     return [(block.name, block.size) for block in robot.blocks]
 
 
-def _is_file(name_or_path: str) -> bool:
-    return name_or_path.endswith((".yaml", ".yml"))
-
-
-def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """The file's mapping laid over that of the team that its key `base` names, if it has one."""
-    document = dict(read_yaml(path))
-    recipe = document.get("recipe")
-    if isinstance(recipe, str) and _is_file(recipe):
-        document["recipe"] = str(path.parent / recipe)
-    base = document.pop("base", None)
-    if base is None:
-        return document
-    base_path = team_path(str(base), f"{path}: base", path.parent)
-    above = (path.resolve(), *above)
-    if base_path.resolve() in above:
-        raise UserError(f"{path}: base: '{base}' leads back to this file; name another team")
-    return _laid_over(_with_base(base_path, above), document)
+    merged: dict[str, Any] = {}
+    for file, document in read_with_bases(path, team_path):
+        recipe = document.get("recipe")
+        if isinstance(recipe, str) and is_yaml(recipe):
+            document["recipe"] = str(file.parent / recipe)
+        merged = laid_over(merged, document)
+    return merged
 
 
 def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -352,20 +350,10 @@ def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: defaults: expected a mapping of robots' keys, got {defaults!r}")
     if isinstance(robots, Mapping):
         document["robots"] = {
-            name: _laid_over(defaults, robot) if isinstance(robot, Mapping) else robot
+            name: laid_over(defaults, robot) if isinstance(robot, Mapping) else robot
             for name, robot in robots.items()
         }
     return document
-
-
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of both mappings; where both have one, `above` decides, mapping by mapping."""
-    merged = dict(below)
-    for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            value = _laid_over(merged[key], value)
-        merged[key] = value
-    return merged
 
 
 def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:

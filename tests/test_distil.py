@@ -24,7 +24,7 @@ from kdmarl_core.distil import run as distil_run
 from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buffer
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy
-from kdmarl_core.distil.recipe import Recipe
+from kdmarl_core.distil.recipe import Recipe, load_recipe
 from kdmarl_core.distil.run import CHECKPOINT, Work, distil
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import student_model
@@ -509,3 +509,19 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
     assert set(whole) == set(tensors)
     assert all(torch.equal(whole[name], tensor) for name, tensor in tensors.items())
     assert refusal(distil, work, ignore, folder=folder, resume=True) == message
+
+
+def test_recipes_that_build_on_each_other(tmp_path, refusal):
+    """What a recipe does not say stands in its base, a shipped one or a file beside it."""
+    shipped = load_recipe("distil")
+    short = {"base": "distil", "on_policy": {"iterations": 7, "weights": {"role": 0.5}}}
+    path = write_yaml(tmp_path / "short.yaml", short)
+    shorter = {"base": "short.yaml", "offline": {"updates": 3}}
+    recipe = load_recipe(str(write_yaml(tmp_path / "shorter.yaml", shorter)))
+    assert (recipe.on_policy.iterations, recipe.offline.updates) == (7, 3)
+    assert recipe.on_policy.weights == dataclasses.replace(shipped.on_policy.weights, role=0.5)
+    assert recipe.offline.weights == shipped.offline.weights
+    write_yaml(path, {"base": "distill"})
+    message = refusal(load_recipe, str(path))
+    assert message.startswith(f"{path}: base: ")
+    assert "did you mean distil" in message

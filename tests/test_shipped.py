@@ -72,7 +72,8 @@ def test_teams_of_limited_robots(full):
         assert set(sensors) <= set(senses[""][name][1])
     assert len(widths["_lh"]) == len(widths["_random"]) == 1
     assert len(widths["_lha"]) == len(widths["_random_a"]) == 2
-    assert widths["_lh"] < widths["_lha"] == widths["_random_a"]
+    assert widths["_lh"] < widths["_lha"]
+    assert widths["_random"] < widths["_random_a"]
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)

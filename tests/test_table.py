@@ -52,8 +52,10 @@ def table(kdmarl, tmp_path, monkeypatch):
             "teams": paths[1:],
             "all": [f"on_policy.weights.{term}=0.1" for term in OFF],
             "without": ["kl"],
-            "phases": {"offline only": ["on_policy.iterations=0"]},
-            "students": {"wide": ["defaults.student.width=24"]},
+            "others": {
+                "offline only": {"recipe": ["on_policy.iterations=0"]},
+                "wide": {"team": ["defaults.student.width=24"]},
+            },
         },
     }  # fmt: skip
     plan_path = write_yaml(tmp_path / "plan.yaml", plan)

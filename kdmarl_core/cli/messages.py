@@ -102,8 +102,9 @@ def _team(
     found = []
     seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
     for variant in arguments.variants or plan.messages.variants:
-        team = load_team(name, plan.messages.variants[variant])
-        recipe = load_recipe(team.recipe)
+        how = plan.messages.variants[variant]
+        team = load_team(name, (*plan.messages.teams[name], *how.team))
+        recipe = load_recipe(team.recipe, how.recipe, how.without)
         wanted = messages.cases(plan.messages, name, variant)
         by_seed = [
             _cells(Work(team, teacher, card, recipe, seed), wanted, folder, plan, arguments, bar)

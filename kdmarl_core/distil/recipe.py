@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdmarl_core.distil.losses import Terms, Weights
 from kdmarl_core.errors import unknown
@@ -13,7 +14,9 @@ from kdmarl_core.schema import (
     check_above_zero,
     check_at_least,
     from_mapping,
-    read_yaml,
+    is_yaml,
+    laid_over,
+    read_with_bases,
     with_changes,
 )
 
@@ -70,6 +73,18 @@ class Recipe:
         check_at_least(2, self, "roles")
 
 
+def _recipe_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path:
+    """As `team_path`, of recipes."""
+    if is_yaml(name_or_path):
+        return folder / name_or_path
+    shipped = share_folder() / "config" / "training"
+    path = shipped / f"{name_or_path}.yaml"
+    if not path.is_file():
+        names = [file.stem for file in shipped.glob("distil*.yaml")]
+        raise unknown("recipe", name_or_path, names, where)
+    return path
+
+
 def load_recipe(
     name_or_path: str, changes: Sequence[str] = (), without: Sequence[str] = ()
 ) -> Recipe:
@@ -83,17 +98,15 @@ def load_recipe(
     Raises:
         UserError: the file is missing or malformed, or a change or term is unknown.
     """
-    folder = share_folder() / "config" / "training"
-    is_file = name_or_path.endswith((".yaml", ".yml"))
-    path = Path(name_or_path) if is_file else folder / f"{name_or_path}.yaml"
-    if not is_file and not path.is_file():
-        shipped = [file.stem for file in folder.glob("distil*.yaml")]
-        raise unknown("recipe", name_or_path, shipped)
+    path = _recipe_path(name_or_path)
+    document: dict[str, Any] = {}
+    for _, layer in read_with_bases(path, _recipe_path):
+        document = laid_over(document, layer)
     for term in without:
         if term not in Terms._fields:
             raise unknown("term", term, Terms._fields)
     off = [f"{phase}.weights.{term}=0.0" for term in without for phase in ("offline", "on_policy")]
-    return from_mapping(Recipe, with_changes(read_yaml(path), [*changes, *off]), str(path))
+    return from_mapping(Recipe, with_changes(document, [*changes, *off]), str(path))
 
 
 def decay(learning_rate: float, done: int, total_steps: int) -> float:

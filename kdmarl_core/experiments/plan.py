@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import share_folder
@@ -44,12 +44,13 @@ class TaskPlan:
         check_at_least(1, self, "seeds")
 
 
-class Variant(NamedTuple):
-    """How one line of the ablation is distilled."""
+@dataclass(frozen=True)
+class Variant:
+    """How a team is distilled in another way."""
 
-    recipe: tuple[str, ...]  # changes of the recipe
+    team: tuple[str, ...] = ()  # changes of its file
+    recipe: tuple[str, ...] = ()  # changes of its recipe
     without: tuple[str, ...] = ()  # terms that are off in both phases
-    team: tuple[str, ...] = ()  # changes of the team file
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,20 @@ class Ablation:
     teams: tuple[str, ...]
     all: tuple[str, ...]  # changes of the team's recipe that switch every term on
     without: tuple[str, ...]  # terms, each switched off alone
-    phases: dict[str, tuple[str, ...]]  # further variants: name -> changes of the recipe
-    students: dict[str, tuple[str, ...]] = field(default_factory=dict)  # changes of the team file
+    others: dict[str, Variant]  # further ones, on top of every term on
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "seeds")
 
     def variants(self) -> dict[str, Variant]:
         """All by name; the one with everything on comes first."""
-        off = {f"without {term}": Variant(self.all, (term,)) for term in self.without}
-        phases = {name: Variant((*self.all, *more)) for name, more in self.phases.items()}
-        students = {name: Variant(self.all, team=change) for name, change in self.students.items()}
-        return {ALL_ON: Variant(self.all), **off, **phases, **students}
+        full = Variant(recipe=self.all)
+        off = {f"without {term}": replace(full, without=(term,)) for term in self.without}
+        others = {
+            name: replace(other, recipe=(*self.all, *other.recipe))
+            for name, other in self.others.items()
+        }
+        return {ALL_ON: full, **off, **others}
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ class Messages:
     """What robots tell each other, and what happens to it on its way."""
 
     seeds: int
-    teams: tuple[str, ...]
-    variants: dict[str, tuple[str, ...]]  # name -> changes of the team file
+    teams: dict[str, tuple[str, ...]]  # name -> changes of its file in all of its variants
+    variants: dict[str, Variant]
     disturbances: dict[str, MessageDisturbance]
     disturbed: dict[str, tuple[str, ...]]  # team -> variants that also play disturbed
 
@@ -114,7 +117,7 @@ class Plan:
     settings: tuple[str, ...]
     tasks: dict[str, TaskPlan]
     ablation: Ablation
-    messages: Messages = Messages(1, (), {}, {}, {})
+    messages: Messages = Messages(1, {}, {}, {}, {})
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "episodes")
