@@ -54,7 +54,7 @@ def table(kdmarl, tmp_path, monkeypatch):
             "without": ["kl"],
             "others": {
                 "offline only": {"recipe": ["on_policy.iterations=0"]},
-                "wide": {"team": ["defaults.student.width=24"]},
+                "wide": {"team": ["robots.robot_0.student.width=24"]},
             },
         },
     }  # fmt: skip
@@ -176,6 +176,7 @@ def test_ablation(table, tmp_path):
     weights = inputs["without_kl"]["recipe"]["on_policy"]["weights"]
     assert weights["kl"] == 0
     assert weights["role"] == 0.1
-    widths = {name: made["students"]["robot_0"]["width"] for name, made in inputs.items()}
+    robots = {name: made["team"]["robots"]["robot_0"] for name, made in inputs.items()}
+    widths = {name: robot["student"]["width"] for name, robot in robots.items()}
     assert widths.pop("wide") == 24
     assert 24 not in widths.values()
