@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
-from kdmarl_core.bundle import SECURITY, Manifest, Trust, admit
-from kdmarl_core.errors import UserError, did_you_mean, unknown
-from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
-from kdmarl_core.schema import read_yaml
+from kdmarl_core.bundle import Manifest, Trust, admit
+from kdmarl_core.errors import UserError
+from kdmarl_core.files import bundles_folder, executable_prefix
 from kdmarl_core.team import Robot, Team, load_bundles, load_team, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
+from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters, robots_folder
 from kdmarl_ros.parameters import (
     BridgeParameters,
     PolicyParameters,
@@ -28,35 +28,13 @@ from kdmarl_ros.parameters import (
 from kdmarl_ros.safety import default_timeout_s
 from kdmarl_ros.security import trust
 from kdmarl_ros.sensor_map import SensorMap, load_map
-from kdmarl_ros.simulation import SimulationSettings
 from kdmarl_ros.sros2 import Rights
 
 PACKAGE = "kdmarl_ros"
 RECORDING = "recording.mcap"
-ALL = "all.yaml"
-TYPES = "types"
-PATHS = ("bundle", "sensor_map", "trusted_keys")  # relative ones begin at their file
 SIM_TIME = "use_sim_time"  # rclpy's own
 ALLOW_UNSECURED = "allow_unsecured_middleware"
 TIMING = ("mode", "rate_hz")  # what robots and bridge must be told alike
-# Name, default and description of launch arguments: of every robot, and of the simulation.
-LAUNCH_ROBOT = (
-    ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
-    ("real_time", "false", "act at a rate instead of once per step; false: as configured"),
-    ("rate", "", "decisions per second in real time; empty: as configured"),
-    (SIM_TIME, "false", "stamp with the time of /clock, which the bridge publishes"),
-    ("log_level", "info", "debug, info, warn, error or fatal"),
-    ("respawn", "false", "start a robot's node again when it ends"),
-    ("security", "", "off, check or enforce; empty: as the parameter files say"),
-    ("trusted_keys", "", "folder of trusted public keys; empty: as the parameter files say"),
-    ("keystore", "", "of 'kdmarl keystore', to enforce security"),
-    (ALLOW_UNSECURED, "false", "enforce signatures although topics are open"),
-)
-LAUNCH_SIMULATION = tuple(
-    (item.name, str(item.default), item.metadata["description"])
-    for item in dataclasses.fields(SimulationSettings)
-)
-Value = str | int | float | bool
 
 
 class SecurityPlan(NamedTuple):
@@ -191,9 +169,9 @@ def plan_swarm(
         )
     folder = _bundles_folder(checked, bundles)
     refuse_missing_bundles(checked, folder)
-    files = _robots_folder(robots)
+    files = robots_folder(robots)
     names = [robot.name for robot in checked.robots]
-    _refuse_strangers(files, names)
+    refuse_strangers(files, names)
     told = {**overrides, **security.parameters()}
     planned = [_robot_of(robot, files, folder, told) for robot in checked.robots]
     policies = load_bundles(checked, folder, {robot.name: robot.trust for robot in planned})
@@ -274,7 +252,7 @@ def plan_robot(
     if not (robot.isidentifier() and robot.isascii()):
         raise UserError(f"robot '{robot}': not a valid namespace; use letters, digits and '_'")
     told = {**overrides, **security.parameters()}
-    planned = _robot(robot, _robots_folder(robots), Path(bundle), told)
+    planned = _robot(robot, robots_folder(robots), Path(bundle), told)
     manifest = admit(Path(bundle), planned.trust, robot).manifest
     sensor_map = planned.sensor_map(manifest)
     if security.level != "enforce":
@@ -372,129 +350,6 @@ def in_time(real_time: bool, rate_hz: float | None) -> dict[str, Value]:
     return told if rate_hz is None else told | {"rate_hz": rate_hz}
 
 
-def launch_overrides(arguments: Mapping[str, str]) -> dict[str, Value]:
-    """Launch arguments, which are texts, as parameters of robots.
-
-    Raises:
-        UserError: `rate` is no number, or a switch neither true nor false.
-    """
-    rate = arguments["rate"]
-    told = in_time(
-        launch_switch("real_time", arguments["real_time"]),
-        launch_number("rate", rate, float) if rate else None,
-    )
-    return {SIM_TIME: launch_switch(SIM_TIME, arguments[SIM_TIME]), **told}
-
-
-def launch_simulation(arguments: Mapping[str, str]) -> dict[str, Value]:
-    """The launch arguments `LAUNCH_SIMULATION`, which are texts, as parameters of the bridge."""
-    return {
-        item.name: launch_number(item.name, arguments[item.name], type(item.default))
-        for item in dataclasses.fields(SimulationSettings)
-    }
-
-
-def launch_number(name: str, text: str, kind: Any = int) -> Any:
-    """A launch argument that is a number of kind `int` or `float`; a `UserError` if it is not."""
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{name}: '{text}' is not {what}; correct it") from None
-
-
-def launch_security(arguments: Mapping[str, str]) -> SecurityPlan:
-    """Launch arguments of security, which are texts, as a plan.
-
-    Raises:
-        UserError: one is not what it can be.
-    """
-    level = arguments["security"]
-    if level and level not in SECURITY:
-        raise unknown("level", level, SECURITY, "security")
-    return SecurityPlan(
-        level,
-        arguments["trusted_keys"],
-        arguments["keystore"],
-        launch_switch(ALLOW_UNSECURED, arguments[ALLOW_UNSECURED]),
-    )
-
-
-def launch_switch(name: str, text: str) -> bool:
-    """A launch argument that is true or false; a `UserError` if it is neither."""
-    if text.lower() not in ("true", "false"):
-        raise UserError(f"{name}: '{text}' must be true or false; correct it")
-    return text.lower() == "true"
-
-
-def robot_parameters(robot: str, folder: Path) -> dict[str, Value]:
-    """The parameters of one robot's files: `all`, over them its type's, over them its own.
-
-    The type is what the parameter `robot_type` says in the robot's own file or, if it has none
-    there, in `all.yaml`. A robot without a file of its own needs such a type.
-
-    Raises:
-        UserError: a file is missing, names another node, or sets what the node does not take.
-    """
-    shared = read_parameters(folder / ALL, f"/**/{topics.POLICY_NODE}")
-    own: dict[str, Value] = {}
-    path = folder / f"{robot}.yaml"
-    if path.is_file() or not shared.get("robot_type"):
-        own = read_parameters(path, f"/{robot}/{topics.POLICY_NODE}")
-    name = own.get("robot_type", shared.get("robot_type", ""))
-    of_type: dict[str, Value] = {}
-    if name:
-        path = folder / TYPES / f"{name}.yaml"
-        of_type = read_parameters(path, f"/**/{topics.POLICY_NODE}")
-        if of_type.get("robot_type", name) != name:
-            raise UserError(
-                f"{path}: robot_type: '{of_type['robot_type']}' is not '{name}', which the file's "
-                "name says; remove it"
-            )
-    return {**shared, **of_type, **own}
-
-
-def read_parameters(path: Path, node: str) -> dict[str, Value]:
-    """The parameters that a ROS parameter file sets for one node, paths in it made absolute.
-
-    Raises:
-        UserError: the file is missing, names another node (ROS would ignore it silently), or sets
-            what the node does not take.
-    """
-    document = read_yaml(path)
-    for name in document:
-        if name != node:
-            raise UserError(
-                f"{path}: node name '{name}' is not '{node}', so its parameters would be "
-                f"ignored; {did_you_mean(str(name), [node])}"
-            )
-    section = document.get(node)
-    if not isinstance(section, dict) or list(section) != ["ros__parameters"]:
-        raise UserError(f"{path}: {node}: must hold the one key 'ros__parameters'; correct it")
-    parameters = section["ros__parameters"]
-    if not isinstance(parameters, dict | None):
-        raise UserError(
-            f"{path}: {node}: ros__parameters: expected a mapping, got {parameters!r}; correct it"
-        )
-    values = _flat(parameters or {})
-    check_values(PolicyParameters, values, f"{path}: {node}")
-    for key in PATHS:
-        if values.get(key):
-            values[key] = str((path.parent / values[key]).absolute())
-    return values
-
-
-def _flat(parameters: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
-    """Nested keys joined by points, as ROS does."""
-    values: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            values |= _flat(value, f"{above}{key}.")
-        else:
-            values[f"{above}{key}"] = value
-    return values
-
-
 class _Robot(NamedTuple):
     """What one robot's node is told."""
 
@@ -562,23 +417,6 @@ def _host(robots: list[_Robot], security: SecurityPlan) -> Process:
 
 def _bundles_folder(team: Team, given: str) -> Path:
     return Path(given) if given else bundles_folder(team.students.name)
-
-
-def _robots_folder(given: str) -> Path:
-    return Path(given) if given else share_folder() / "config" / "robots"
-
-
-def _refuse_strangers(folder: Path, robots: list[str]) -> None:
-    """Refuse a file of no robot while a robot has none: its name may be misspelt."""
-    files = {path.stem for path in folder.glob("*.yaml")} - {Path(ALL).stem}
-    without = [robot for robot in robots if robot not in files]
-    for stranger in sorted(files - set(robots)):
-        if without:
-            raise UserError(
-                f"{folder / stranger}.yaml: no robot of the team is called '{stranger}'; "
-                f"{did_you_mean(stranger, without)} A file of no robot is allowed once every "
-                "robot has one"
-            )
 
 
 def _as_yaml(value: Value) -> str:

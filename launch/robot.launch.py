@@ -8,20 +8,15 @@ from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from kdmarl_ros.deployment import (
-    LAUNCH_ROBOT,
-    PACKAGE,
-    launch_overrides,
-    launch_security,
-    plan_robot,
-)
+from kdmarl_ros import launch_arguments
+from kdmarl_ros.deployment import PACKAGE, plan_robot
 from launch import LaunchContext, LaunchDescription
 
 RESPAWN_DELAY_S = 1.0
 ARGUMENTS = (
     ("robot", None, "name of the robot: its namespace"),
     ("bundle", None, "folder of its bundle: model.onnx and manifest.json"),
-    *LAUNCH_ROBOT,
+    *launch_arguments.ROBOT,
 )
 
 
@@ -41,8 +36,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         given["robot"],
         bundle=given["bundle"],
         robots=given["robots"],
-        overrides=launch_overrides(given),
-        security=launch_security(given),
+        overrides=launch_arguments.overrides(given),
+        security=launch_arguments.security_plan(given),
     )
     node = Node(
         package=PACKAGE,

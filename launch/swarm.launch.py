@@ -16,19 +16,8 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from kdmarl_ros.deployment import (
-    LAUNCH_ROBOT,
-    LAUNCH_SIMULATION,
-    PACKAGE,
-    RECORDING,
-    Process,
-    launch_number,
-    launch_overrides,
-    launch_security,
-    launch_simulation,
-    launch_switch,
-    plan_swarm,
-)
+from kdmarl_ros import launch_arguments
+from kdmarl_ros.deployment import PACKAGE, RECORDING, Process, plan_swarm
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = (
@@ -40,8 +29,8 @@ ARGUMENTS = (
     ("results", "episodes.jsonl", "file that gets one JSON line per finished episode"),
     ("hosted", "false", "all robots in one process, for a fleet"),
     ("record", "false", f"record all messages into {RECORDING} beside the results"),
-    *LAUNCH_SIMULATION,
-    *LAUNCH_ROBOT,
+    *launch_arguments.SIMULATION,
+    *launch_arguments.ROBOT,
 )
 ROBOT_LAUNCH = Path(__file__).with_name("robot.launch.py")
 
@@ -59,20 +48,20 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The planned processes as launch actions."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     results = Path(given["results"])
-    record = launch_switch("record", given["record"])
+    record = launch_arguments.switch("record", given["record"])
     deployment = plan_swarm(
         given["team"],
         bundles=given["bundles"],
         robots=given["robots"],
         task=given["task"],
-        episodes=launch_number("episodes", given["episodes"]),
-        seed=launch_number("seed", given["seed"]),
+        episodes=launch_arguments.number("episodes", given["episodes"]),
+        seed=launch_arguments.number("seed", given["seed"]),
         results=results,
-        overrides=launch_overrides(given),
-        simulation=launch_simulation(given),
-        security=launch_security(given),
+        overrides=launch_arguments.overrides(given),
+        simulation=launch_arguments.simulation(given),
+        security=launch_arguments.security_plan(given),
         recording=results.with_name(RECORDING) if record else None,
-        hosted=launch_switch("hosted", given["hosted"]),
+        hosted=launch_arguments.switch("hosted", given["hosted"]),
     )
     robots = [
         IncludeLaunchDescription(
@@ -80,14 +69,14 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             launch_arguments={
                 "robot": process.namespace,
                 "bundle": str(process.parameters["bundle"]),
-                **{name: given[name] for name, _, _ in LAUNCH_ROBOT},
+                **{name: given[name] for name, _, _ in launch_arguments.ROBOT},
             }.items(),
         )
         for process in deployment.robots
     ]
     if deployment.host:
         command = deployment.host.command("--log-level", given["log_level"])
-        respawn = launch_switch("respawn", given["respawn"])
+        respawn = launch_arguments.switch("respawn", given["respawn"])
         robots = [ExecuteProcess(cmd=command, respawn=respawn, output="screen")]
     bridge = _node(
         deployment.bridge,

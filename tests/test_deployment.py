@@ -9,19 +9,9 @@ from helpers import TEAM_FILE, make_manifest, make_model, name_of_case, renamed,
 from kdmarl_core.bundle import write_bundle
 from kdmarl_core.bundle.signing import make_keys, read_private_key, sign_bundle
 from kdmarl_core.files import share_folder
-from kdmarl_ros.deployment import (
-    LAUNCH_ROBOT,
-    LAUNCH_SIMULATION,
-    Process,
-    launch_number,
-    launch_overrides,
-    launch_security,
-    launch_simulation,
-    plan_robot,
-    plan_swarm,
-    robot_parameters,
-    sensor_maps,
-)
+from kdmarl_ros import launch_arguments
+from kdmarl_ros.deployment import Process, plan_robot, plan_swarm, sensor_maps
+from kdmarl_ros.parameter_files import robot_parameters
 from kdmarl_ros.sros2 import make_keystore, ros_domain, team_rights
 
 NAMES = ["alpha", "robot_1", "robot_2"]
@@ -43,7 +33,10 @@ MAP = {
 
 def launched(**changes):
     """The launch arguments of a swarm, as texts."""
-    return {name: default for name, default, _ in (*LAUNCH_ROBOT, *LAUNCH_SIMULATION)} | changes
+    return {
+        name: default
+        for name, default, _ in (*launch_arguments.ROBOT, *launch_arguments.SIMULATION)
+    } | changes
 
 
 def write_parameters(path, node=SHARED, **values):
@@ -168,11 +161,13 @@ def test_relative_paths_begin_at_their_file(tmp_path):
 
 def test_use_sim_time_and_overrides_win(deployment):
     robot = plan(
-        overrides=launch_overrides(launched(real_time="true", rate="20", use_sim_time="True"))
+        overrides=launch_arguments.overrides(
+            launched(real_time="true", rate="20", use_sim_time="True")
+        )
     ).robots[0]
     assert robot.parameters["use_sim_time"] is True
     assert robot.parameters["rate_hz"] == 20.0
-    assert launch_overrides(launched()) == {"use_sim_time": False}
+    assert launch_arguments.overrides(launched()) == {"use_sim_time": False}
 
 
 @pytest.mark.parametrize(
@@ -271,14 +266,14 @@ def test_security_is_told_to_all_nodes_over_their_files(deployment, tmp_path, re
     assert message.startswith("bundles/alpha/")
     assert "unsigned" in message
     assert "unsigned" in refusal(plan_robot, "robot_1", bundle="bundles/robot_1", robots="robots")
-    planned = plan(security=launch_security(SECURITY | {"security": "off"}))
+    planned = plan(security=launch_arguments.security_plan(SECURITY | {"security": "off"}))
     for robot in planned.robots:
         assert robot.parameters["security"] == "off"
         assert robot.parameters["trusted_keys"] == str(types / ".." / "keys")
     assert planned.bridge.parameters["security"] == "off"
     assert plan_robot(
         "robot_1", bundle="bundles/robot_1", robots="robots",
-        security=launch_security(SECURITY | {"security": "off"}),
+        security=launch_arguments.security_plan(SECURITY | {"security": "off"}),
     ) == planned.robots[1]  # fmt: skip
 
 
@@ -288,8 +283,8 @@ def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refus
     for name in NAMES:
         sign_bundle(tmp_path / "bundles" / name, key)
     enforce = SECURITY | {"security": "enforce", "trusted_keys": "keys"}
-    assert "no keystore" in refusal(plan, security=launch_security(enforce))
-    leave = launch_security(enforce | {"allow_unsecured_middleware": "True"})
+    assert "no keystore" in refusal(plan, security=launch_arguments.security_plan(enforce))
+    leave = launch_arguments.security_plan(enforce | {"allow_unsecured_middleware": "True"})
     planned = plan(security=leave)
     assert "NOT secured" in planned.warning
     for process in planned.processes:
@@ -329,7 +324,7 @@ def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
 
 
 def test_disturbances_are_the_bridges_alone(deployment):
-    loss = launch_simulation(launched(sensor_loss="0.1", sensor_delay_steps="2"))
+    loss = launch_arguments.simulation(launched(sensor_loss="0.1", sensor_delay_steps="2"))
     planned = plan(overrides={"mode": "real_time"}, simulation=loss)
     assert planned.bridge.parameters["sensor_loss"] == 0.1
     assert planned.bridge.parameters["sensor_delay_steps"] == 2
@@ -371,7 +366,7 @@ def test_limits_of_blocks_reach_the_robots(deployment, tmp_path):
     ],
 )
 def test_bad_security_of_a_launch(refusal, name, value, words):
-    message = refusal(launch_security, SECURITY | {name: value})
+    message = refusal(launch_arguments.security_plan, SECURITY | {name: value})
     for word in words:
         assert word in message
 
@@ -379,23 +374,35 @@ def test_bad_security_of_a_launch(refusal, name, value, words):
 @pytest.mark.parametrize(
     ("name", "value", "read", "words"),
     [
-        ("rate", "fast", launch_overrides, ["rate", "'fast'", "not a number"]),
-        ("use_sim_time", "perhaps", launch_overrides, ["use_sim_time", "true or false"]),
-        ("real_time", "1", launch_overrides, ["real_time", "true or false"]),
-        ("sensor_noise", "much", launch_simulation, ["sensor_noise", "'much'", "not a number"]),
-        ("sensor_delay_steps", "0.5", launch_simulation, ["'0.5'", "not a whole number"]),
+        ("rate", "fast", launch_arguments.overrides, ["rate", "'fast'", "not a number"]),
+        ("use_sim_time", "perhaps", launch_arguments.overrides, ["use_sim_time", "true or false"]),
+        ("real_time", "1", launch_arguments.overrides, ["real_time", "true or false"]),
+        (
+            "sensor_noise",
+            "much",
+            launch_arguments.simulation,
+            ["sensor_noise", "'much'", "not a number"],
+        ),
+        (
+            "sensor_delay_steps",
+            "0.5",
+            launch_arguments.simulation,
+            ["'0.5'", "not a whole number"],
+        ),
     ],
 )
 def test_bad_launch_arguments(refusal, name, value, read, words):
     message = refusal(read, launched(**{name: value}))
     for word in words:
         assert word in message
-    assert "episodes: 'all' is not a whole number" in refusal(launch_number, "episodes", "all")
+    assert "episodes: 'all' is not a whole number" in refusal(
+        launch_arguments.number, "episodes", "all"
+    )
 
 
 def test_a_robot_with_a_bad_name_or_rate(deployment, refusal):
     assert "'robot 1'" in refusal(plan_robot, "robot 1", bundle="bundles/robot_1")
-    message = refusal(plan, overrides=launch_overrides(launched(rate="-3")))
+    message = refusal(plan, overrides=launch_arguments.overrides(launched(rate="-3")))
     assert "rate_hz: -3.0 is not between" in message
 
 

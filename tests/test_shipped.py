@@ -12,7 +12,7 @@ from kdmarl_core.teacher.mappo import Recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
 from kdmarl_core.team import load_team, team_names
-from kdmarl_ros.deployment import robot_parameters
+from kdmarl_ros.parameter_files import robot_parameters
 
 SHARE = share_folder()
 TRAINING = sorted((SHARE / "config" / "training").glob("*.yaml"))

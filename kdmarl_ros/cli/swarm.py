@@ -22,7 +22,8 @@ from kdmarl_core.cli.common import (
 from kdmarl_ros.simulation import SimulationSettings
 
 if TYPE_CHECKING:
-    from kdmarl_ros.deployment import SecurityPlan, Value
+    from kdmarl_ros.deployment import SecurityPlan
+    from kdmarl_ros.parameter_files import Value
     from kdmarl_ros.results import EpisodeResult
 
 

@@ -30,7 +30,8 @@ from kdmarl_core.files import share_folder
 from kdmarl_core.tasks import select_columns
 from kdmarl_core.teacher.teacher import load_teacher
 from kdmarl_core.team import load_team
-from kdmarl_ros.deployment import Process, robot_parameters
+from kdmarl_ros.deployment import Process
+from kdmarl_ros.parameter_files import robot_parameters
 
 pytestmark = pytest.mark.ros
 
