@@ -11,6 +11,7 @@ Shapes: `S` samples, `M` values of a message, `F` features to be read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from kdmarl_core.tasks import View
 from kdmarl_core.team import Team
 
 TAMPERINGS = ("cut", "frozen", "shuffled")
+COLOURS = ("#3366cc", "#99bbee", "#cc6677")
 RIDGE = 1e-3  # of the probe, times the number of samples
 
 
@@ -181,6 +183,50 @@ def probe(
     variance = unseen_y.var(0, dtype=float)
     live = variance > 1e-9
     return np.where(live, 1 - error / np.where(live, variance, 1.0), np.nan)
+
+
+def draw(title: str, losses: Sequence[Loss], read: Sequence[Readable], path: Path) -> None:
+    """What each link is worth, and what can be read from each sender's messages, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    worths, shares = figure.subplots(1, 2)
+    told = list(dict.fromkeys(loss.link for loss in losses))
+    height = 0.8 / len(TAMPERINGS)
+    for index, (tampering, colour) in enumerate(zip(TAMPERINGS, COLOURS, strict=True)):
+        changes = [loss.change for loss in losses if loss.tampering == tampering]
+        worths.barh(
+            [row + (index - 1) * height for row in range(len(told))],
+            [-change.value for change in changes],
+            height,
+            xerr=[
+                [change.high - change.value for change in changes],
+                [change.value - change.low for change in changes],
+            ],
+            label=tampering,
+            color=colour,
+        )
+    worths.set_yticks(range(len(told)), [f"{link.sender} to {link.receiver}" for link in told])
+    worths.invert_yaxis()
+    worths.set(title=f"{title}: what a link is worth", xlabel="return lost")
+    worths.legend(frameon=False)
+
+    by_block: dict[tuple[str, str], list[float]] = {}
+    for entry in read:
+        block = entry.subject.partition("[")[0]
+        by_block.setdefault((entry.sender, block), []).append(max(entry.share, 0.0))
+    senders, blocks = (list(dict.fromkeys(keys)) for keys in zip(*by_block, strict=True))
+    grid = [[100 * float(np.mean(by_block[s, block])) for s in senders] for block in blocks]
+    shares.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, values in enumerate(grid):
+        for column, value in enumerate(values):
+            dark = "white" if value > 50 else "black"
+            shares.text(column, row, f"{value:.0f}", ha="center", va="center", color=dark)
+    shares.set_xticks(range(len(senders)), senders)
+    shares.set_yticks(range(len(blocks)), blocks)
+    shares.set(title="read from its messages, % of variance", xlabel="sender")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def _values(data: bytes, size: int, form: str) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 
 from kdmarl_ros import qos
 from kdmarl_ros.sensor_map import Reading, SensorMap
@@ -28,6 +29,7 @@ class Body:
         sensor_map: SensorMap,
         sensor_profile: QoSProfile,
         on_reading: Callable[[Reading], None],
+        on_message: Callable[[Subscription[Any], Any], float],
     ) -> None:
         """Listen to all topics of a map and be ready to command.
 
@@ -36,14 +38,16 @@ class Body:
             sensor_map: what to listen to and what to command.
             sensor_profile: QoS of the subscriptions.
             on_reading: called with every block that a message brings up to date.
+            on_message: told of every message first; returns its age in seconds.
         """
+        self._on_any = on_message
         self._node, self._map, self._on_reading = node, sensor_map, on_reading
         self._command = sensor_map.command
         self._engaged = False
         self._publisher: Publisher[Any] = node.create_publisher(
             self._command.message, self._command.topic, qos.ACTION
         )
-        self._subscriptions = [
+        self.subscriptions: list[Subscription[Any]] = [
             node.create_subscription(
                 source.message,
                 source.topic,
@@ -54,6 +58,11 @@ class Body:
         ]
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = node.create_timer(self._command.period_s, self._on_period, clock=steady)
+
+    @property
+    def commanded(self) -> tuple[str, type[Any]]:
+        """Full name and type of the topic that moves the base."""
+        return self._publisher.topic_name, self._command.message
 
     def act(self, action: int | None) -> None:
         """Head for what an action commands; None: brake and stand, the safe action."""
@@ -75,12 +84,13 @@ class Body:
     def close(self) -> None:
         """Free all entities."""
         self._node.destroy_timer(self._timer)
-        for subscription in self._subscriptions:
+        for subscription in self.subscriptions:
             self._node.destroy_subscription(subscription)
         self._node.destroy_publisher(self._publisher)
 
     def _on_message(self, source: int, message: object) -> None:
-        for reading in self._map.take(source, message, time.monotonic()):
+        measured_s = time.monotonic() - self._on_any(self.subscriptions[source], message)
+        for reading in self._map.take(source, message, measured_s):
             self._on_reading(reading)
 
     def _on_period(self) -> None:

@@ -11,6 +11,7 @@ behind the last one.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
 from kdmarl_ros.qos import NO_EVENTS
 from kdmarl_ros.robot_link import RobotLink
 from kdmarl_ros.security import refuse_open_middleware
+from kdmarl_ros.simulation import SimulationSettings
 from kdmarl_ros.spin import IDLE_WAKE_S, MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
@@ -91,6 +93,7 @@ class BridgeNode(Node):
         self._tick_s = 1.0 / rate_hz
         self._next_tick_s = 0.0
         self._period_ns = round(1e9 / self._team.task.spec.rate_hz)
+        self._how = _how(self._given, rate_hz)
         self._now = Time()
         self._finished: list[results.EpisodeResult] = []
         self._unsaved: list[results.EpisodeResult] = []
@@ -111,7 +114,14 @@ class BridgeNode(Node):
             self._finished,
             self._team.name,
             lambda index: episode_seed(self._given.seed, index),
+            self._how,
         )
+        if len(self._finished) >= self._given.episodes:
+            self.get_logger().warning(
+                f"{self._path}: holds all {self._given.episodes} episodes already: nothing is "
+                "played; give another results file to play them again"
+            )
+            return
         self._await_robots(stop)
         if self._given.recorded:
             self._await_recorder(stop)
@@ -221,6 +231,7 @@ class BridgeNode(Node):
             overridden_actions=record.overridden,
             illegal_actions=record.illegal,
             seconds=time.perf_counter() - begun,
+            how=self._how,
         )
 
     def _show(self, view: View, episode: int, step: int) -> None:
@@ -287,8 +298,7 @@ class BridgeNode(Node):
     # People
 
     def _make_oversight(self) -> None:
-        folder = oversight.state_folder(self._given.state_directory)
-        self._stops = oversight.StopLatch(folder / "swarm.stop.json")
+        self._stops = oversight.latch(self._given.state_directory, oversight.SWARM)
         self._stop_topic = self.create_publisher(
             Bool, topics.SWARM_STOP, qos.LATCHED, event_callbacks=NO_EVENTS
         )
@@ -369,6 +379,17 @@ class BridgeNode(Node):
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+
+
+def _how(given: BridgeParameters, rate_hz: float) -> str:
+    """Mode and disturbances, as results say them."""
+    mode = results.LOCK_STEP if given.mode == "lock_step" else f"{given.mode} at {rate_hz:g} Hz"
+    changed = [
+        f"{item.name} {getattr(given, item.name):g}"
+        for item in dataclasses.fields(SimulationSettings)
+        if getattr(given, item.name) != item.default
+    ]
+    return ", ".join([mode, *changed])
 
 
 def _drawn(link: RobotLink, choice: AgentAction | None, action: int) -> Choice:

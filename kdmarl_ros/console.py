@@ -30,8 +30,8 @@ class Console:
         """
         self._logger, self._brake = node.get_logger(), brake
         name = node.get_namespace().strip("/").replace("/", "_") or "robot"
-        folder = oversight.state_folder(state_directory)
-        self._stops = oversight.StopLatch(folder / f"{name}.stop.json")
+        self._stops = oversight.latch(state_directory, name)
+        self.trouble = ""  # why a stop will not outlive the process
         self._override: oversight.Override | None = None
         self.refused_overrides = 0
         self._stopped_topic = node.create_publisher(
@@ -93,13 +93,13 @@ class Console:
         # The robot first, the record after it.
         if stopped and not before:
             self._brake()
-        trouble = self._stops.set(who, stopped)
-        if trouble:
-            self._logger.error(f"the stop will not outlive this process: {trouble}")
+        self.trouble = self._stops.set(who, stopped)
+        if self.trouble:
+            self._logger.error(f"the stop will not outlive this process: {self.trouble}")
         if self.stopped != before:
             self._stopped_topic.publish(Bool(data=self.stopped))
             self._logger.warning(f"stopped {self.reason}" if self.stopped else "released")
-        return trouble
+        return self.trouble
 
     def _on_override(self, message: Int32) -> None:
         if self._override and not self._override.set(message.data, time.monotonic()):

@@ -22,6 +22,7 @@ from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters
 from kdmarl_ros.parameters import (
     BridgeParameters,
     PolicyParameters,
+    check_blocks,
     check_values,
     refuse_to_share,
 )
@@ -254,6 +255,7 @@ def plan_robot(
     told = {**overrides, **security.parameters()}
     planned = _robot(robot, robots_folder(robots), Path(bundle), told)
     manifest = admit(Path(bundle), planned.trust, robot).manifest
+    check_blocks(planned.parameters, [block.name for block in manifest.blocks], robot)
     sensor_map = planned.sensor_map(manifest)
     if security.level != "enforce":
         return planned.process
@@ -394,7 +396,9 @@ def _robot(name: str, files: Path, bundle: Path, overrides: Mapping[str, Value])
 def _robot_of(robot: Robot, files: Path, bundles: Path, told: Mapping[str, Value]) -> _Robot:
     """A team's robot; one that flies another team's student is told whose bundle that is."""
     borrowed = {"robot": robot.bundle} if robot.flies else {}
-    return _robot(robot.name, files, bundles / robot.bundle, {**borrowed, **told})
+    planned = _robot(robot.name, files, bundles / robot.bundle, {**borrowed, **told})
+    check_blocks(planned.parameters, [block.name for block in robot.blocks], robot.name)
+    return planned
 
 
 def _host(robots: list[_Robot], security: SecurityPlan) -> Process:

@@ -12,13 +12,14 @@ from kdmarl_ros.deployment import ALLOW_UNSECURED, SIM_TIME, SecurityPlan, in_ti
 from kdmarl_ros.parameter_files import Value
 from kdmarl_ros.simulation import SimulationSettings
 
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 # Name, default and description of launch arguments: of every robot, and of the simulation.
 ROBOT = (
     ("robots", "", "folder of the robots' parameter files; empty: the one that ships"),
     ("real_time", "false", "act at a rate instead of once per step; false: as configured"),
     ("rate", "", "decisions per second in real time; empty: as configured"),
     (SIM_TIME, "false", "stamp with the time of /clock, which the bridge publishes"),
-    ("log_level", "info", "debug, info, warn, error or fatal"),
+    ("log_level", "info", f"one of: {', '.join(LOG_LEVELS)}"),
     ("respawn", "false", "start a robot's node again when it ends"),
     ("security", "", "off, check or enforce; empty: as the parameter files say"),
     ("trusted_keys", "", "folder of trusted public keys; empty: as the parameter files say"),
@@ -77,6 +78,14 @@ def security_plan(arguments: Mapping[str, str]) -> SecurityPlan:
         arguments["keystore"],
         switch(ALLOW_UNSECURED, arguments[ALLOW_UNSECURED]),
     )
+
+
+def log_level(arguments: Mapping[str, str]) -> str:
+    """The launch argument of that name; a `UserError` if it is none that ROS knows."""
+    level = arguments["log_level"]
+    if level.lower() not in LOG_LEVELS:
+        raise unknown("level", level, LOG_LEVELS, "log_level")
+    return level
 
 
 def switch(name: str, text: str) -> bool:

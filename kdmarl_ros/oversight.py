@@ -31,7 +31,7 @@ class StopLatch:
 
     def __init__(self, path: Path) -> None:
         """Read the file, if there is one."""
-        self._path = path
+        self.path = path
         self._since: dict[str, str] = {}
         if path.exists():
             try:
@@ -64,21 +64,26 @@ class StopLatch:
         try:
             self._keep(wanted)
         except OSError as error:
-            return f"{self._path}: cannot be written ({error.strerror})"
+            return f"{self.path}: cannot be written ({error.strerror})"
         self._since = wanted
         return ""
 
     def _keep(self, since: dict[str, str]) -> None:
         if not since:
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".new")
         with temporary.open("w") as file:
             json.dump(since, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._path)
+        temporary.replace(self.path)
+
+
+def latch(state_directory: str, name: str) -> StopLatch:
+    """The latch of a robot by its name, or of the swarm; an empty folder is the default one."""
+    return StopLatch(state_folder(state_directory) / f"{name}.stop.json")
 
 
 class Override:

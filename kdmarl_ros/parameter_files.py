@@ -61,8 +61,8 @@ def read_parameters(path: Path, node: str) -> dict[str, Value]:
     for name in document:
         if name != node:
             raise UserError(
-                f"{path}: node name '{name}' is not '{node}', so its parameters would be "
-                f"ignored; {did_you_mean(str(name), [node])}"
+                f"{path}: node name '{name}' is not '{node}', the one section of such a file; "
+                f"{did_you_mean(str(name), [node])}"
             )
     section = document.get(node)
     if not isinstance(section, dict) or list(section) != ["ros__parameters"]:

@@ -8,9 +8,13 @@ known. What is given but never declared is refused.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
+import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -19,7 +23,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from kdmarl_core.bundle import SECURITY
-from kdmarl_core.errors import UserError, did_you_mean
+from kdmarl_core.errors import UserError, did_you_mean, unknown
+from kdmarl_core.schema import read_yaml
 from kdmarl_ros.fields import described
 from kdmarl_ros.qos import RELIABILITIES
 from kdmarl_ros.safety import STALL_BEHAVIOURS
@@ -122,6 +127,10 @@ class PolicyParameters:
     )
 
     def __post_init__(self) -> None:
+        if self.on_stall == "other_action" and not self.stall_action:
+            raise UserError(
+                "stall_action: not set, but on_stall is other_action; name that action"
+            )
         if self.sensor_map and self.mode != "real_time":
             raise UserError(
                 f"sensor_map: mode is {self.mode}, but real sensors know no steps; set mode to "
@@ -214,13 +223,20 @@ class RecorderParameters:
     robots: str = described("the robots' own parameters as JSON: they are recorded, too", "{}")
 
 
-def declare(node: Node, kind: type[P]) -> P:
+def declare(node: Node, kind: type[P], arguments: Sequence[str] | None = None) -> P:
     """Declare all fields of dataclass `kind` on a node and read their values.
+
+    Args:
+        node: the node.
+        kind: of its parameters.
+        arguments: ROS arguments of this node alone; None: those of the process.
 
     Raises:
         UserError: a required parameter is not set, or a value has the wrong type, is out of range,
-            is not one of the choices or does not go with another.
+            is not one of the choices or does not go with another; or a parameter file is given
+            that has nothing for this node.
     """
+    _refuse_files_of_others(node, sys.argv if arguments is None else arguments)
     hints = typing.get_type_hints(kind)
     values = {
         field.name: _declare_one(node, field, hints[field.name], field.name)
@@ -230,6 +246,40 @@ def declare(node: Node, kind: type[P]) -> P:
         return kind(**values)
     except UserError as error:
         raise UserError(f"{node.get_fully_qualified_name()}: {error}") from None
+
+
+def _refuse_files_of_others(node: Node, arguments: Sequence[str]) -> None:
+    """ROS would ignore such a file: the node's name in it may be misspelt."""
+    own = node.get_fully_qualified_name()
+    for option, path in itertools.pairwise(arguments):
+        if option != "--params-file":
+            continue
+        names = list(_node_names(read_yaml(Path(path))))
+        if not any(_is_name_of(name, own) for name in names):
+            found = f"only of {', '.join(names)}" if names else "of nobody"
+            raise UserError(
+                f"{path}: holds parameters {found}, so that '{own}' would ignore it; correct the "
+                "node's name in it"
+            )
+
+
+def _node_names(document: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Names of the nodes that a ROS parameter file has sections of, with their wildcards."""
+    for key, value in document.items():
+        name = f"{above}/{str(key).strip('/')}"
+        if isinstance(value, Mapping):
+            if "ros__parameters" in value:
+                yield name
+            yield from _node_names(
+                {k: v for k, v in value.items() if k != "ros__parameters"}, name
+            )
+
+
+def _is_name_of(name: str, node: str) -> bool:
+    """Whether a name, in which * is one part and ** any number of parts, is a node's."""
+    parts = {"*": "/[^/]+", "**": "(/[^/]+)*"}
+    pattern = "".join(parts.get(part, f"/{re.escape(part)}") for part in name.split("/")[1:])
+    return re.fullmatch(pattern, node) is not None
 
 
 def check_values(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
@@ -270,6 +320,15 @@ def _check_value(field: dataclasses.Field[Any] | None, hint: Any, value: Any, wh
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{where}: unknown value '{value}'; {did_you_mean(value, choices)}")
+
+
+def check_blocks(values: Mapping[str, Any], blocks: Sequence[str], where: str) -> None:
+    """Raise a `UserError` if a parameter is of a block that a robot does not have."""
+    heads = {field.name for field in dataclasses.fields(BlockParameters)}
+    for name in values:
+        head, of_block, block = name.partition(".")
+        if of_block and head in heads and block not in blocks:
+            raise unknown("block", block, blocks, f"{where}: {name}")
 
 
 def declare_for_blocks(node: Node, blocks: Sequence[str]) -> dict[str, BlockParameters]:

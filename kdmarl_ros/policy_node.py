@@ -8,6 +8,7 @@ are heard in `console`, peers in `peer_link`, what is reported is put into words
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 import traceback
@@ -95,7 +96,7 @@ class PolicyNode(LifecycleNode):
             use_global_arguments=arguments is None,
         )
         self._knows_peers_s = time.monotonic() + DISCOVERY_S
-        self._given = declare(self, PolicyParameters)
+        self._given = declare(self, PolicyParameters, arguments)
         self._namespace = self.get_namespace().strip("/")
         self._runtime: PolicyRuntime | None = None
         self._entities: list[Callable[[], Any]] = []  # each destroys one
@@ -297,8 +298,16 @@ class PolicyNode(LifecycleNode):
         sensor_map = load_map(
             Path(self._given.sensor_map), manifest, self.get_namespace(), self._timeout_s
         )
-        self._body = Body(self, sensor_map, profile, self._on_reading)
-        self._entities.append(self._body.close)
+        self._body = Body(self, sensor_map, profile, self._on_reading, self._on_body_message)
+        self._entities.append(self._close_body)
+        if self._given.stamps == "header":
+            for subscription in self._body.subscriptions:
+                if not hasattr(subscription.msg_type, "header"):
+                    raise UserError(
+                        f"{self._given.sensor_map}: {subscription.topic_name}: "
+                        f"{subscription.msg_type.__name__} has no header, so that its age is not "
+                        "known; set stamps:=receive, or take a stamped type"
+                    )
 
     def _await_peers(self) -> None:
         """Say what model flies as soon as peers are linked.
@@ -378,12 +387,12 @@ class PolicyNode(LifecycleNode):
 
     def _activate(self) -> None:
         assert self._runtime is not None
-        if self._given.sole_publisher:
-            others = self._await_rivals(self._action.topic_name)
+        for topic, _ in self._own_topics() if self._given.sole_publisher else ():
+            others = self._await_rivals(topic)
             if others:
                 raise UserError(
-                    f"{self._action.topic_name}: {', '.join(others)} publishes there already; end "
-                    "it first, or set sole_publisher:=false"
+                    f"{topic}: {', '.join(others)} publishes there already; end it first, or set "
+                    "sole_publisher:=false"
                 )
         self._runtime.forget()
         self._watchdog = Watchdog(self._timeout_s, time.monotonic())
@@ -420,6 +429,12 @@ class PolicyNode(LifecycleNode):
         self._sensors.clear()
         self._runtime = self._body = self._peers = None
 
+    def _close_body(self) -> None:
+        assert self._body is not None
+        for subscription in self._body.subscriptions:
+            self._callback_group.forget(subscription)
+        self._body.close()
+
     def _destroy_sensor(self, subscription: Subscription[Any]) -> None:
         self._callback_group.forget(subscription)
         self.destroy_subscription(subscription)
@@ -431,8 +446,7 @@ class PolicyNode(LifecycleNode):
         if not self._active or runtime is None:
             return
         now_s = time.monotonic()
-        if self._callback_group.message_taken(self._sensors[index]):
-            self._floods[self._sensors[index].topic_name] += 1
+        self._count(self._sensors[index])
         age_s = self._age_s(message) if self._given.stamps == "header" else 0.0
         if not runtime.receive(index, message.episode, message.step, message.data, now_s, age_s):
             return
@@ -447,12 +461,24 @@ class PolicyNode(LifecycleNode):
         if stamp is not None:
             self._publish(self._runtime.decide(stamp, time.monotonic()))
 
-    def _age_s(self, message: FeatureBlock) -> float | None:
+    def _count(self, subscription: Subscription[Any]) -> None:
+        """A message of a topic has come; one that floods rests for a while."""
+        if self._callback_group.message_taken(subscription):
+            self._floods[subscription.topic_name] += 1
+
+    def _age_s(self, message: Any) -> float | None:
         stamp = message.header.stamp
         if stamp.sec == 0 and stamp.nanosec == 0:
             return None
         measured_s: float = stamp.sec + stamp.nanosec / 1e9
         return self.get_clock().now().nanoseconds / 1e9 - measured_s
+
+    def _on_body_message(self, subscription: Subscription[Any], message: Any) -> float:
+        self._count(subscription)
+        if self._given.stamps != "header":
+            return 0.0
+        age_s = self._age_s(message)
+        return math.inf if age_s is None else age_s  # what bears no stamp is of no use
 
     def _on_reading(self, reading: Reading) -> None:
         # Real sensors know no episodes: an activation is one, and a reading is a step.
@@ -630,19 +656,29 @@ class PolicyNode(LifecycleNode):
             counts["dropped/override"] = self._console.refused_overrides
         return counts
 
+    def _own_topics(self) -> list[tuple[str, type[Any]]]:
+        """The topics, and their types, that nobody but this node should publish."""
+        commanded = [self._body.commanded] if self._body else []
+        return [(self._action.topic_name, AgentAction), *commanded]
+
     def _peer_problems(self) -> list[str]:
-        action = self._action.topic_name
+        sensors = self._body.subscriptions if self._body else self._sensors
+        heard = [(sensor.topic_name, sensor.msg_type) for sensor in sensors]
+        heard += [
+            (topic, PeerMessage) for topic in (self._peers.heard_topics if self._peers else ())
+        ]
         found = [
             problem
-            for sensor in self._sensors
-            for problem in peers.publisher_problems(self, sensor.topic_name, sensor.msg_type)
+            for topic, kind in heard
+            for problem in peers.publisher_problems(self, topic, kind)
         ]
-        for topic in self._peers.heard_topics if self._peers else ():
-            found += peers.publisher_problems(self, topic, PeerMessage)
-        found += peers.listener_problems(self, action, AgentAction)
-        others = peers.rivals(self, action)
-        if others:
-            found.append(f"{action}: {', '.join(others)} publishes there, too")
+        for topic, kind in self._own_topics():
+            found += peers.listener_problems(self, topic, kind)
+            others = peers.rivals(self, topic)
+            if others:
+                found.append(f"{topic}: {', '.join(others)} publishes there, too")
+        if self._console.trouble:
+            found.append(f"the stop will not outlive this process: {self._console.trouble}")
         return found
 
 

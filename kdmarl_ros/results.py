@@ -16,6 +16,8 @@ import numpy.typing as npt
 from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping, parse_json
 
+LOCK_STEP = "lock_step"  # without disturbances
+
 
 @dataclass(frozen=True)
 class EpisodeResult:
@@ -38,6 +40,7 @@ class EpisodeResult:
     overridden_actions: int  # answers that were a person's
     illegal_actions: int  # impossible at their moment, so that another action was applied
     seconds: float  # wall-clock
+    how: str = LOCK_STEP  # mode and disturbances
 
 
 def append(path: Path, result: EpisodeResult) -> None:
@@ -84,15 +87,20 @@ def read(path: Path) -> list[EpisodeResult]:
 
 
 def check_same_run(
-    path: Path, earlier: Sequence[EpisodeResult], team: str, seeds: Callable[[int], int]
+    path: Path,
+    earlier: Sequence[EpisodeResult],
+    team: str,
+    seeds: Callable[[int], int],
+    how: str = LOCK_STEP,
 ) -> None:
-    """Refuse to go on behind episodes of another team, or of other seeds.
+    """Refuse to go on behind episodes of another team, of other seeds, or played otherwise.
 
     Args:
         path: the results file.
         earlier: what it holds.
         team: name of the team that is to play.
         seeds: an episode's seed by its index.
+        how: mode and disturbances of this run.
 
     Raises:
         UserError: an episode is not of this run.
@@ -107,6 +115,11 @@ def check_same_run(
             raise UserError(
                 f"{path}: episode {episode.index} was not played with this seed; give that run's "
                 "seed, or another results file"
+            )
+        if episode.how != how:
+            raise UserError(
+                f"{path}: episode {episode.index} was played in {episode.how}, not in {how}; play "
+                "in the same way, or give another results file"
             )
 
 

@@ -198,6 +198,7 @@ class SensorMap:
     def take(self, source: int, message: Any, now_s: float) -> list[Reading]:
         """The blocks that a message of source number `source` brings up to date.
 
+        `now_s` is the moment that it was measured, or received if it bears no trusted stamp.
         A block of relative positions follows the robot's own messages. It is as old as the oldest
         of what it was made from.
         """

@@ -39,13 +39,14 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         overrides=launch_arguments.overrides(given),
         security=launch_arguments.security_plan(given),
     )
+    level = launch_arguments.log_level(given)  # refused before anything starts
     node = Node(
         package=PACKAGE,
         executable=process.executable,
         name=process.name,
         namespace=process.namespace,
         parameters=[process.parameters],
-        ros_arguments=[*process.enclave_arguments, "--log-level", given["log_level"]],
+        ros_arguments=[*process.enclave_arguments, "--log-level", level],
         additional_env=dict(process.environment),
         respawn=LaunchConfiguration("respawn"),
         respawn_delay=RESPAWN_DELAY_S,

@@ -49,6 +49,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     results = Path(given["results"])
     record = launch_arguments.switch("record", given["record"])
+    level = launch_arguments.log_level(given)
     deployment = plan_swarm(
         given["team"],
         bundles=given["bundles"],
@@ -75,17 +76,17 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for process in deployment.robots
     ]
     if deployment.host:
-        command = deployment.host.command("--log-level", given["log_level"])
+        command = deployment.host.command("--log-level", level)
         respawn = launch_arguments.switch("respawn", given["respawn"])
         robots = [ExecuteProcess(cmd=command, respawn=respawn, output="screen")]
     bridge = _node(
         deployment.bridge,
-        given["log_level"],
+        level,
         on_exit=Shutdown(reason="all episodes were played, or the bridge failed"),
     )
     recorder = deployment.recorder
     warnings = [LogInfo(msg=f"warning: {deployment.warning}")] if deployment.warning else []
-    recorders = [_node(recorder, given["log_level"])] if recorder else []
+    recorders = [_node(recorder, level)] if recorder else []
     return [*warnings, *recorders, *robots, bridge]
 
 

@@ -224,6 +224,14 @@ def test_files_that_are_missing_or_misnamed(tmp_path, refusal):
     assert "robot_type: 'arm' is not 'base'" in message()
 
 
+def test_parameters_of_blocks_that_no_robot_has(deployment, tmp_path, refusal):
+    path = tmp_path / "robots" / "robot_1.yaml"
+    write_parameters(path, "/robot_1/policy", **{"limits.velocty": [-1.0, 1.0]})
+    message = refusal(plan)
+    assert message.startswith("robot_1: limits.velocty: ")
+    assert "did you mean velocity" in message
+
+
 def test_a_file_of_no_robot_is_refused_while_a_robot_has_none(deployment, tmp_path, refusal):
     robots = tmp_path / "robots"
     write_parameters(robots / "robbot_1.yaml", "/robbot_1/policy", timeout_s=0.1)
@@ -377,6 +385,7 @@ def test_bad_security_of_a_launch(refusal, name, value, words):
         ("rate", "fast", launch_arguments.overrides, ["rate", "'fast'", "not a number"]),
         ("use_sim_time", "perhaps", launch_arguments.overrides, ["use_sim_time", "true or false"]),
         ("real_time", "1", launch_arguments.overrides, ["real_time", "true or false"]),
+        ("log_level", "loud", launch_arguments.log_level, ["log_level", "'loud'", "debug"]),
         (
             "sensor_noise",
             "much",

@@ -758,7 +758,9 @@ def test_inspection_tells_what_links_are_worth(tmp_path, capsys):
     work = Work(team, *make_teacher(team.task.spec), recipe(), 0)
     write_team(export(work, opinionated(StudentTeam(team))), None, tmp_path / "b", overwrite=False)
     command = ["inspect", "--team", str(team_file), "--bundles", str(tmp_path / "b")]
-    assert main([*command, "--episodes", "6", "--json"]) == 0
+    picture = tmp_path / "pictures" / "links.png"
+    assert main([*command, "--episodes", "6", "--json", "--picture", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(capsys.readouterr().out)
     assert len(found["links"]) == 3 * 3  # links, tamperings
     assert {entry["sender"] for entry in found["readable"]} == {"robot_0", "robot_1"}

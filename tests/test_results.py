@@ -110,6 +110,9 @@ def test_episodes_of_another_run_are_refused(tmp_path, refusal):
     assert "team 'simple_spread', not 'battle'" in message
     message = refusal(check_same_run, path, earlier, "simple_spread", lambda index: 7)
     assert "episode 1" in message
+    noisy = "lock_step, sensor_noise 0.5"
+    message = refusal(check_same_run, path, earlier, "simple_spread", lambda i: 7 + i, noisy)
+    assert f"was played in lock_step, not in {noisy}" in message
 
 
 def test_episodes_of_other_models_are_refused(tmp_path, refusal):

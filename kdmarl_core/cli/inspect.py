@@ -25,6 +25,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
     parser.add_argument("--bundles", metavar="DIR", help="default runs/bundles/<team>")
     parser.add_argument("--episodes", type=positive, default=200, help="each (default 200)")
+    parser.add_argument("--picture", metavar="FILE", help="draw the figures, as PNG")
     add_seed(parser)
     add_json(parser)
     parser.set_defaults(command=inspect_command)
@@ -60,6 +61,8 @@ def inspect_command(arguments: argparse.Namespace) -> None:
                 bar.update(line, advance=1)
     senders = dict.fromkeys(link.sender for link in links)
     read = [entry for sender in senders for entry in messages.readable(team, sender, plain)]
+    if arguments.picture:
+        messages.draw(team.name, losses, read, Path(arguments.picture))
     if arguments.json:
         print_json(
             {

@@ -72,7 +72,9 @@ def _verdict(item: Replay) -> str:
     if item.difference is None:
         return "none"
     episode, step, expected, found = item.difference
-    return f"episode {episode}, step {step}: expected {expected}, found {found}"
+    return (
+        f"episode {episode}, step {step}: the recording has {expected}, the bundle chooses {found}"
+    )
 
 
 def _model(recorded: str, manifest: Manifest) -> str:

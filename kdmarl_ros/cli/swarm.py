@@ -150,6 +150,7 @@ def fly_team(
     from kdmarl_core.files import refuse_existing
     from kdmarl_core.interrupt import deferred_interrupt
     from kdmarl_ros.deployment import AS_CONFIGURED, RECORDING, plan_swarm
+    from kdmarl_ros.oversight import latch
     from kdmarl_ros.results import summary
     from kdmarl_ros.swarm import fly
 
@@ -169,6 +170,13 @@ def fly_team(
     )
     if deployment.warning:
         warn(deployment.warning)
+    for robot in deployment.robots:
+        stops = latch(str(robot.parameters.get("state_directory", "")), robot.namespace)
+        if stops.stopped:
+            warn(
+                f"{robot.namespace} is stopped {stops.reason}, and takes its safe action until "
+                f"whoever stopped it releases it, or {stops.path} is removed"
+            )
     refuse_existing(folder, results.name, overwrite=overwrite or resume)
     if not resume:
         results.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
 """Faults of a whole swarm: robots and bridges that die, disks that fill, people who pause it.
 
-Rows 19, 20, 31 and 32 of the fault table.
+Rows 8, 19, 20, 21, 31 and 32 of the fault table.
 """
 
 import random
 import resource
+from collections import defaultdict
 
 import psutil
 import pytest
@@ -34,6 +35,7 @@ class Watcher:
     def __init__(self, driver):
         self.driver = driver
         self.steps, self.actions, self.bridge = [], [], []
+        self._values = defaultdict(list)
         node = driver.node
         node.create_subscription(StepResult, topics.STEP, self.steps.append, qos.STEP_RESULT)
         node.create_subscription(AgentAction, "robot_1/action", self.actions.append, qos.ACTION)
@@ -42,7 +44,16 @@ class Watcher:
         )
 
     def _on_diagnostics(self, message):
-        self.bridge.extend(s.message for s in message.status if s.name == "swarm: bridge")
+        for status in message.status:
+            if status.name == "swarm: bridge":
+                self.bridge.append(status.message)
+            for value in status.values:
+                self._values[status.name, value.key].append(value.value)
+
+    def values_of(self, name, key):
+        """What diagnostics of that name say under a key, from now on: a list that grows."""
+        self._values[name, key].clear()
+        return self._values[name, key]
 
     def until(self, condition, timeout_s=LONG_S):
         self.driver.until(condition, timeout_s)
@@ -257,6 +268,44 @@ def test_the_swarms_stop_outlives_the_bridge(watcher, robot, bridge, path):
         SetBool, topics.SWARM_STOP, SetBool.Request(data=False), again_after_s=1.0
     )
     watcher.until_acting(AgentAction.STATUS_POLICY)
+
+
+def test_actions_that_do_not_exist_are_refused_and_counted(watcher, robot, bridge):
+    for name in ROBOTS:
+        robot(name)
+    refused = watcher.values_of("swarm: bridge", "refused_actions")
+    bridge("-p", "episodes:=4000")
+    watcher.more_steps(5)
+    stranger = watcher.driver.node.create_publisher(AgentAction, "/robot_1/action", qos.ACTION)
+    steps = len(watcher.steps)
+    watcher.driver.until(
+        lambda: refused and int(refused[-1]) > 0,
+        meanwhile=lambda: stranger.publish(
+            AgentAction(episode=watcher.steps[-1].episode, action=99)
+        ),
+    )
+    assert len(watcher.steps) > steps
+
+
+def test_two_bridges_are_told_of_each_other(watcher, robot, bridge, tmp_path):
+    for name in ROBOTS:
+        robot(name)
+    bridge("-p", "episodes:=4000")
+    watcher.more_steps(5)
+    bridge("-p", "episodes:=4000", "-p", f"results:={tmp_path / 'other.jsonl'}")
+    watcher.until(lambda: any("another bridge plays, too" in text for text in watcher.bridge))
+
+
+def test_a_run_is_not_gone_on_with_otherwise(robot, bridge, path):
+    for name in ROBOTS:
+        robot(name)
+    assert bridge("-p", "episodes:=1").wait(timeout=60) == 0
+    child = bridge("-p", "episodes:=2", "-p", "sensor_noise:=0.5")
+    assert child.wait(timeout=60) == 2
+    assert "was played in lock_step, not in lock_step, sensor_noise 0.5" in child.log.read_text()
+    again = bridge("-p", "episodes:=1")
+    assert again.wait(timeout=60) == 0
+    assert "holds all 1 episodes already" in again.log.read_text()
 
 
 def test_delays_are_those_of_the_simulation_too(robot, bridge, domain, path, policies):

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from helpers import write_yaml
 from lifecycle_msgs.msg import State, Transition
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.parameter import Parameter
@@ -155,6 +156,7 @@ def test_parameters_are_described_and_read_only(sensors, node):
         (["-p", "timout_s:=1.0"], ["timout_s", "timeout_s"]),
         (["-p", "on_stall:=zero"], ["on_stall", "zero", "safe_action"]),
         (["-p", "stall_action:=lft"], ["stall_action", "lft", "left"]),
+        (["-p", "on_stall:=other_action"], ["stall_action", "not set"]),
         (["-p", "robot:=robot_1"], ["robot_0", "robot_1"]),
         (["--params-file", "/nowhere.yaml"], ["/nowhere.yaml"]),
         (["-r", "__ns:=/robot_1"], ["robot_0", "robot_1"]),
@@ -170,3 +172,29 @@ def test_bad_parameters_give_one_line_and_code_2(domain, start_node, bundles, ar
     [line] = [line for line in stderr.splitlines() if line.startswith("kdmarl: ")]
     for word in words:
         assert word in line
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("executable", ["policy_node", "bridge_node"])
+def test_a_parameter_file_of_another_node_is_refused(domain, start_node, tmp_path, executable):
+    path = write_yaml(tmp_path / "f.yaml", {"/robot_0/polcy": {"ros__parameters": {"seed": 1}}})
+    arguments = ["-r", f"__ns:=/{ROBOT}", "--params-file", str(path)]
+    child = start_node(executable, *arguments)
+    assert child.wait(timeout=30) == 2
+    [line] = [line for line in child.log.read_text().splitlines() if line.startswith("kdmarl: ")]
+    assert line.startswith(f"kdmarl: {path}: holds parameters only of /robot_0/polcy")
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("name", ["/**", "/**/policy", "/*/policy", "/robot_0/policy", "nested"])
+def test_a_parameter_file_may_name_nodes_as_ros_does(domain, start_node, tmp_path, name):
+    """What comes of it shows that the file was heard: its bundle is nowhere."""
+
+    def section():
+        return {"ros__parameters": {"bundle": "/nowhere"}}
+
+    document = {"/robot_0": {"policy": section()}} if name == "nested" else {name: section()}
+    path = write_yaml(tmp_path / "f.yaml", {"/other/node": section()} | document)
+    child = start_node("policy_node", "-r", f"__ns:=/{ROBOT}", "--params-file", str(path))
+    assert child.wait(timeout=30) == 2
+    assert "/nowhere" in child.log.read_text()

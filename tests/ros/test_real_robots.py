@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist
 from helpers import changed, make_manifest, write_yaml
 from lifecycle_msgs.msg import Transition
@@ -22,7 +23,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import QoSProfile
-from std_msgs.msg import Bool, Int32
+from std_msgs.msg import Bool, Int32, String
 
 from kdmarl_core.bundle import write_bundle
 from kdmarl_core.export import Layer, student_model
@@ -206,6 +207,7 @@ def base(world):
         def __init__(self):
             self.speeds = []
             self.alive = True
+            self.age_s = None  # of what is measured, by its own stamp; None: without one
             self._odometry = world.node.create_publisher(
                 Odometry, "/robot_0/odom", QoSProfile(depth=1)
             )
@@ -214,7 +216,12 @@ def base(world):
 
         def _publish(self):
             if self.alive:
-                self._odometry.publish(Odometry())
+                message = Odometry()
+                if self.age_s is not None:
+                    measured_s = time.time() - self.age_s
+                    message.header.stamp.sec = int(measured_s)
+                    message.header.stamp.nanosec = int(measured_s % 1 * 1e9)
+                self._odometry.publish(message)
 
         def until_at_full_speed(self):
             world.until(lambda: self.speeds and self.speeds[-1] == 1.0)
@@ -275,6 +282,50 @@ def test_a_robot_without_odometry_stands(world, robot, base):
     assert set(base.speeds) == {0.0}
 
 
+@pytest.mark.parametrize("age_s", [10.0, -10.0, None])
+def test_odometry_of_the_wrong_time_is_silence_where_stamps_count(world, robot, base, age_s):
+    base.age_s = 0.0
+    robot(MAP, "-p", "stamps:=header")
+    base.until_at_full_speed()
+    base.age_s = age_s
+    world.until(lambda: base.speeds[-1] == 0.0)
+    base.age_s = 0.05
+    base.until_at_full_speed()
+
+
+def test_what_is_wrong_around_a_base_is_said(world, robot, base, domain):
+    said = []
+    world.hear(DiagnosticArray, "/diagnostics", lambda m: said.extend(m.status))
+    robot()
+    base.until_at_full_speed()
+
+    def until_said(*words):
+        said.clear()
+        world.until(lambda: any(all(word in s.message for word in words) for s in said))
+        return [s for s in said if all(word in s.message for word in words)][-1]
+
+    stranger = world.node.create_publisher(Twist, "/robot_0/cmd_vel", QoSProfile(depth=1))
+    assert until_said("/robot_0/cmd_vel: /world publishes there, too").level == b"\x02"
+    world.node.destroy_publisher(stranger)
+    stranger = World(domain)
+    stranger.node.create_publisher(String, "/robot_0/odom", QoSProfile(depth=1))
+    words = "/robot_0/odom: /world uses std_msgs/msg/String, not nav_msgs/msg/Odometry"
+    assert until_said(words).level == b"\x02"
+    stranger.close()
+    second = world.node.create_publisher(Odometry, "/robot_0/odom", QoSProfile(depth=1))
+    assert until_said("/robot_0/odom: 2 publishers").level == b"\x02"
+    # A flood of the same topic rests, and is counted.
+    flood = world.node.create_timer(0.0, lambda: second.publish(Odometry()))
+
+    def flooded():
+        return any(
+            v.key == "flooded//robot_0/odom" and int(v.value) for s in said for v in s.values
+        )
+
+    world.until(flooded)
+    flood.cancel()
+
+
 def test_deactivation_brakes_then_falls_silent(world, robot, base):
     robot()
     base.until_at_full_speed()
@@ -323,6 +374,19 @@ def test_hostile_odometry_never_moves_or_ends_the_robot(world, robot, base):
         (MAP | {"blocks": {}}, [], ["map.yaml: blocks: no 'velocity'"]),
         (MAP, ["-p", "mode:=lock_step"], ["sensor_map", "real_time"]),
         (MAP, ["-p", "sensor_map:=none.yaml"], ["none.yaml: no such file"]),
+        (
+            changed(
+                MAP,
+                "blocks.velocity",
+                {
+                    "topic": "speed",
+                    "type": "geometry_msgs/msg/Twist",
+                    "fields": ["linear.x", "linear.y"],
+                },
+            ),
+            ["-p", "stamps:=header"],
+            ["map.yaml: /robot_0/speed: Twist has no header", "stamps:=receive"],
+        ),
     ],
 )
 def test_bad_maps_give_one_line_and_code_2(domain, robot, document, arguments, words):
