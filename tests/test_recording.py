@@ -289,7 +289,7 @@ def test_the_command(tmp_path, kdmarl):
     messages[index_of(messages, 2, 5)][1].action = 77
     done = kdmarl("replay", write(path, messages), "--bundle", bundle)
     assert done.code == 2
-    assert "robot_0: episode 2, step 5: expected" in done.err
-    assert "found number 77" in done.err
+    assert "robot_0: episode 2, step 5: the bundle chooses" in done.err
+    assert "the recording has number 77" in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert Path(bundle / MANIFEST).exists()

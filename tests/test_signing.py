@@ -268,8 +268,11 @@ def test_a_private_key_that_others_can_read_is_refused(fleet):
 
 def test_a_public_key_does_not_sign(fleet, refusal):
     public = fleet.key.with_suffix(".pub")
+    message = refusal(read_private_key, public)
+    assert f"a public key signs nothing; give the private one, {fleet.key}" in message
     public.chmod(0o600)
-    assert "not an ed25519 private key" in refusal(read_private_key, public)
+    disguised = public.rename(public.with_suffix(".pem"))
+    assert "not an ed25519 private key" in refusal(read_private_key, disguised)
 
 
 def test_sign_and_verify(fleet):

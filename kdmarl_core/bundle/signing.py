@@ -189,6 +189,9 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = _read(path)
+    if path.suffix == PUBLIC_SUFFIX:
+        private = path.with_suffix(PRIVATE_SUFFIX)
+        raise UserError(f"{path}: a public key signs nothing; give the private one, {private}")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise UserError(f"{path}: mode {mode:04o} lets others read it; chmod 600 {path}")

@@ -73,7 +73,7 @@ def _verdict(item: Replay) -> str:
         return "none"
     episode, step, expected, found = item.difference
     return (
-        f"episode {episode}, step {step}: the recording has {expected}, the bundle chooses {found}"
+        f"episode {episode}, step {step}: the bundle chooses {expected}, the recording has {found}"
     )
 
 
