@@ -59,12 +59,13 @@ def messages_command(arguments: argparse.Namespace) -> None:
         }
     for name, (found, given_cells, picture) in tables.items():
         teacher, random, bound = given_cells
-        lines = messages.page_rows(found, teacher, random)
-        print_table(name, messages.HEADER, lines)
-        if any(played.students for played in found):
+        print_table(name, messages.HEADER, messages.page_rows(found, teacher, random))
+        there = [played for played in found if played.students]
+        if there:
+            lines = messages.page_rows(there, teacher, random)
             parts.append(markdown(f"Messages, {name}", lines, messages.HEADER))
             if arguments.write:
-                messages.draw(name, found, teacher, random, bound, picture)
+                messages.draw(name, there, teacher, random, bound, picture)
                 parts.append(f"![Retention against bits per second](images/{picture.name})\n")
     if arguments.write:
         put_between(PAGE, "messages", "\n".join(parts))
