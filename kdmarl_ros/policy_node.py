@@ -112,7 +112,6 @@ class PolicyNode(LifecycleNode):
         self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._floods: Counter[str] = Counter()
-        self._simulated = bool(self.get_parameter("use_sim_time").value)
         self._clock_reading, self._clock_moved_s = -1, 0.0
         # Steady time: a jump of the system clock or of simulated time must not disarm a timer.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -520,6 +519,11 @@ class PolicyNode(LifecycleNode):
             now_s = time.monotonic()
             if self._runtime.troubles(now_s):
                 self._publish(self._runtime.stall(now_s))
+
+    @property
+    def _simulated(self) -> bool:
+        """Whether time is simulated now: rclpy lets that be set at any time."""
+        return bool(self.get_parameter("use_sim_time").value)
 
     def _watch_clock(self, now_s: float) -> None:
         """Note when simulated time last moved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def table_command(arguments: argparse.Namespace) -> None:
     results = Path(arguments.results)
     found = []
     with progress_bar() as bar:
-        for row in filter(_has_teacher, chosen):
+        for row in _with_teachers(chosen):
             seeds = min(row.rows.seeds, arguments.seeds or row.rows.seeds)
             found.append(_row(row, seeds, plan.episodes, results, arguments, bar))
     if arguments.json:
@@ -83,18 +83,22 @@ def table_command(arguments: argparse.Namespace) -> None:
         put_between(PAGE, "table", "\n".join(parts))
 
 
-def _has_teacher(row: Row) -> bool:
-    """Whether anything can be said of a row; says so where nothing can."""
+def _with_teachers(chosen: Sequence[Row]) -> Iterator[Row]:
+    """The rows of which anything can be said; says of which tasks nothing can."""
     from kdmarl_core.errors import UserError
     from kdmarl_core.teacher.teacher import find_teacher
 
-    team = row.team()
-    try:
-        find_teacher(team.teacher)
-    except UserError as error:
-        console.print(f"{row.task}, {row.title}: left out: {error}")
-        return False
-    return True
+    said = set()
+    for row in chosen:
+        team = row.team()
+        try:
+            find_teacher(team.teacher)
+        except UserError as error:
+            if row.task not in said:
+                console.print(f"{row.task}: left out: {error}")
+            said.add(row.task)
+        else:
+            yield row
 
 
 def _row(
