@@ -59,7 +59,8 @@ def inspect_command(arguments: argparse.Namespace) -> None:
                     messages.worth(team, policies, link, tampering, plain, arguments.seed)
                 )
                 bar.update(line, advance=1)
-    senders = dict.fromkeys(link.sender for link in links)
+    told = {link.sender for link in links}
+    senders = [robot.name for robot in team.robots if robot.name in told]
     read = [entry for sender in senders for entry in messages.readable(team, sender, plain)]
     if arguments.picture:
         messages.draw(team.name, losses, read, Path(arguments.picture))
