@@ -41,7 +41,6 @@ from kdmarl_core.inspect_messages import probe
 from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.team import load_bundles, load_team
-from kdmarl_ros.cli import main
 
 LIMITED = {
     "base": "simple_spread_lh",
@@ -751,17 +750,18 @@ def test_mail_is_joined_step_by_step(load):
 # Understanding
 
 
-def test_inspection_tells_what_links_are_worth(tmp_path, capsys):
+def test_inspection_tells_what_links_are_worth(tmp_path, kdmarl):
     team_file = write_yaml(tmp_path / "team.yaml", MIXED)
     team = load_team(str(team_file))
     torch.manual_seed(0)
     work = Work(team, *make_teacher(team.task.spec), recipe(), 0)
     write_team(export(work, opinionated(StudentTeam(team))), None, tmp_path / "b", overwrite=False)
-    command = ["inspect", "--team", str(team_file), "--bundles", str(tmp_path / "b")]
+    command = ["inspect", "--team", team_file, "--bundles", tmp_path / "b"]
     picture = tmp_path / "pictures" / "links.png"
-    assert main([*command, "--episodes", "6", "--json", "--picture", str(picture)]) == 0
+    done = kdmarl(*command, "--episodes", "6", "--json", "--picture", picture)
+    assert done.code == 0, done.err
     assert picture.read_bytes().startswith(b"\x89PNG")
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(done.out)
     assert len(found["links"]) == 3 * 3  # links, tamperings
     assert {entry["sender"] for entry in found["readable"]} == {"robot_0", "robot_1"}
     assert all(entry["share"] <= 1 for entry in found["readable"])
@@ -769,8 +769,9 @@ def test_inspection_tells_what_links_are_worth(tmp_path, capsys):
     plain = [e.team_return for e in play(team.task.make_reference(), player, 6, 0)]
     assert found["return"] == pytest.approx(np.mean(plain))
     assert any(entry["change"]["value"] != 0 for entry in found["links"])
-    assert main(["inspect", "--team", "simple_spread_lh"]) == 2
-    assert "nobody tells anybody" in capsys.readouterr().err
+    silent = kdmarl("inspect", "--team", "simple_spread_lh")
+    assert silent.code == 2
+    assert "nobody tells anybody" in silent.err
 
 
 def test_a_probe_reads_what_is_there_and_nothing_else():
