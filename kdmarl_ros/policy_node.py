@@ -62,6 +62,7 @@ LATENCIES_KEPT = 1000
 ACKNOWLEDGED_WITHIN_S = 0.2
 LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
+REAL_SENSOR_HZ = 1000.0  # as many as the fastest sensors of real robots send, whatever the period
 LINKED_EVERY_S = 0.05
 DISCOVERY_S = 3.0  # after which peers of this machine are in the graph; 1 s was too short
 # What of a manifest a reload may not change.
@@ -255,7 +256,9 @@ class PolicyNode(LifecycleNode):
         refuse_undeclared(self)
         self._overruns = Overruns(1.0 / self._rate_hz)
         if given.mode == "real_time":
-            self._callback_group.limit_rate(FLOOD_PERIODS * self._rate_hz)
+            self._callback_group.limit_rate(
+                REAL_SENSOR_HZ if given.sensor_map else FLOOD_PERIODS * self._rate_hz
+            )
         self._console.allow_overrides(len(manifest.actions), given.override_timeout_s)
         self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
         self._message = AgentAction()
