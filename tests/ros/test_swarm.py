@@ -64,17 +64,19 @@ TELLING = {
 
 
 @pytest.mark.parametrize(
-    "document", [PLAIN, RECURRENT, TELLING], ids=["plain", "recurrent", "telling"]
+    ("document", "options"),
+    [(PLAIN, []), (RECURRENT, []), (TELLING, []), (TELLING, ["--hosted"])],
+    ids=["plain", "recurrent", "telling", "telling in one process"],
 )
 def test_offline_and_over_ros_are_equal(
-    domain, write_bundles, kdmarl, patient, tmp_path, document
+    domain, write_bundles, kdmarl, patient, tmp_path, document, options
 ):
     path = write_yaml(tmp_path / "trio.yaml", document)
     team = load_team(str(path))
     bundles = write_bundles(team)
     ended = kdmarl(
         "swarm", "--team", str(path), "--bundles", str(bundles), "--episodes", "4",
-        "--seed", "7", "--json", *patient,
+        "--seed", "7", "--json", *patient, *options,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     player = BundlePlayer(load_bundles(team, bundles), team)
