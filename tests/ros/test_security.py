@@ -129,16 +129,18 @@ def used_by(node, probe):
     return {kind: names | {"ros_discovery_info"} for kind, names in found.items()}
 
 
-def test_rights_are_exactly_what_the_nodes_use(domain, start_node, bundles, tmp_path):
+@pytest.mark.parametrize("name", ["simple_spread", "simple_spread_lh_messages"])
+def test_rights_are_exactly_what_the_nodes_use(domain, start_node, write_bundles, tmp_path, name):
     """What a node makes must be allowed, or it fails where topics are secured; and no more is."""
-    team = load_team("simple_spread")
+    team = load_team(name)
+    bundles = write_bundles(team)
     start_node(
         "policy_node", "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}",
         "-p", "use_sim_time:=true",
     )  # fmt: skip
-    start_node("bridge_node", "-p", "team:=simple_spread", "-p", f"results:={tmp_path / 'r'}")
+    start_node("bridge_node", "-p", f"team:={name}", "-p", f"results:={tmp_path / 'r'}")
     start_node(
-        "recorder_node", "-p", "team:=simple_spread", "-p", f"bundles:={bundles}",
+        "recorder_node", "-p", f"team:={name}", "-p", f"bundles:={bundles}",
         "-p", f"recording:={tmp_path / 'r.mcap'}",
     )  # fmt: skip
     # The recorder listens to sensors once there are robots to record.
