@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
 import os
 import signal
 import subprocess
@@ -92,7 +93,9 @@ def cover(watch: Watch, seconds: float) -> bool:
             return True
         if now_s - shown_s >= SHOWN_EVERY_S:
             shown_s = now_s
-            print(f"{now_s - begun_s:3.0f} s: farthest landmark at {farthest_m:.2f} m", flush=True)
+            known = f"farthest landmark at {farthest_m:.2f} m"
+            shown = known if math.isfinite(farthest_m) else "no odometry of all bases yet"
+            print(f"{now_s - begun_s:3.0f} s: {shown}", flush=True)
     print(f"not covered after {seconds:g} s: farthest landmark at {watch.farthest_m():.2f} m")
     return False
 
