@@ -23,7 +23,7 @@ import torch
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.messages import draw_delivery
-from kdmarl_core.distil.on_policy import MESSAGE_STEPS
+from kdmarl_core.distil.on_policy import message_steps
 from kdmarl_core.distil.recipe import Recipe, load_recipe
 from kdmarl_core.distil.samples import Batch, Labels
 from kdmarl_core.distil.student import StudentTeam
@@ -107,11 +107,9 @@ def _random_batch(team: Team, students: StudentTeam, recipe: Recipe) -> Batch:
     """A minibatch of the recipe's on-policy phase."""
     phase, spec = recipe.on_policy, team.task.spec
     envs, steps = phase.num_envs // phase.minibatches, phase.rollout_steps
-    if students.wiring:  # in parts, as `StudentsActing.batch` cuts them
-        parts = next(
-            n for n in range(1, steps + 1) if steps % n == 0 and steps // n <= MESSAGE_STEPS
-        )
-        envs, steps = envs * parts, steps // parts
+    if students.wiring:
+        part = message_steps(steps)
+        envs, steps = envs * steps // part, part
     elif not students.recurrent:
         envs, steps = envs * steps, 1
     agents, actions = spec.num_agents, spec.num_actions

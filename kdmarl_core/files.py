@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.schema import is_yaml
 
 
 def share_folder() -> Path:
@@ -29,6 +30,35 @@ def share_folder() -> Path:
     raise UserError(
         f"no share/kdmarl_ros above {Path(__file__).parent}; install the package again"
     )
+
+
+def config_file(
+    kind: str,
+    name_or_path: str,
+    shipped: str,
+    where: str = "",
+    folder: Path = Path(),
+) -> Path:
+    """A configuration that ships, by its name, or any YAML file by its path.
+
+    Args:
+        kind: what it is, for messages.
+        name_or_path: such as `simple_spread`, or a YAML file.
+        shipped: those that ship, as a pattern below `config/`.
+        where: who asks for it, for messages.
+        folder: where a relative path begins.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if is_yaml(name_or_path):
+        return folder / name_or_path
+    known = share_folder() / "config" / shipped
+    path = known.with_name(f"{name_or_path}.yaml")
+    if not path.is_file():
+        names = sorted(file.stem for file in known.parent.glob(known.name))
+        raise unknown(kind, name_or_path, names, where)
+    return path
 
 
 @contextlib.contextmanager

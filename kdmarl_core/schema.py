@@ -6,6 +6,7 @@ since a robot's process reads its manifest with it.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import types
@@ -41,27 +42,33 @@ def is_yaml(name_or_path: str) -> bool:
 
 
 def read_with_bases(
-    path: Path, find: Callable[[str, str, Path], Path]
-) -> list[tuple[Path, dict[str, Any]]]:
-    """A YAML file, and before it those that its key `base` leads to, the lowest first.
+    path: Path,
+    find: Callable[[str, str, Path], Path],
+    prepare: Callable[[dict[str, Any], Path], None] = lambda document, path: None,
+) -> dict[str, Any]:
+    """A YAML file's mapping laid over those of the files that its key `base` leads to.
 
     Args:
         path: the file.
         find: gives the path of a base; is told its name, who asks for it (for messages), and the
             folder where a relative path begins.
+        prepare: changes one file's mapping, which lies at that path, before others lie over it.
 
     Raises:
         UserError: as `read_yaml` and `find` do, or a base leads back.
     """
-    found: list[tuple[Path, dict[str, Any]]] = []
+    layers: list[dict[str, Any]] = []  # the lowest first, in which order they are laid over
+    above: set[Path] = set()
     while True:
         document = dict(read_yaml(path))
         base = document.pop("base", None)
-        found.insert(0, (path, document))
+        prepare(document, path)
+        layers.insert(0, document)
         if base is None:
-            return found
+            return functools.reduce(laid_over, layers)
+        above.add(path.resolve())
         below = find(str(base), f"{path}: base", path.parent)
-        if below.resolve() in {file.resolve() for file, _ in found}:
+        if below.resolve() in above:
             raise UserError(f"{path}: base: '{base}' leads back to this file; name another one")
         path = below
 

@@ -21,7 +21,7 @@ from kdmarl_core.bundle import (
     load_policy,
 )
 from kdmarl_core.errors import UserError, did_you_mean, unknown
-from kdmarl_core.files import share_folder
+from kdmarl_core.files import config_file, share_folder
 from kdmarl_core.schema import (
     check_at_least,
     from_mapping,
@@ -246,12 +246,7 @@ def team_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path
     Raises:
         UserError: neither exists.
     """
-    if is_yaml(name_or_path):
-        return folder / name_or_path
-    path = share_folder() / "config" / "teams" / f"{name_or_path}.yaml"
-    if not path.is_file():
-        raise unknown("team", name_or_path, team_names(), where)
-    return path
+    return config_file("team", name_or_path, "teams/*.yaml", where, folder)
 
 
 def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
@@ -324,13 +319,13 @@ def _sizes(robot: Robot) -> list[tuple[str, int]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The file's mapping laid over that of the team that its key `base` names, if it has one."""
-    merged: dict[str, Any] = {}
-    for file, document in read_with_bases(path, team_path):
+
+    def prepare(document: dict[str, Any], file: Path) -> None:
         recipe = document.get("recipe")
         if isinstance(recipe, str) and is_yaml(recipe):
             document["recipe"] = str(file.parent / recipe)
-        merged = laid_over(merged, document)
-    return merged
+
+    return read_with_bases(path, team_path, prepare)
 
 
 def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:

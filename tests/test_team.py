@@ -70,6 +70,16 @@ def test_bases_have_bases(load, tmp_path):
     assert [robot.student.width for robot in team.robots] == [20, 31, 8]
 
 
+def test_what_a_base_takes_away_does_not_come_back(load, tmp_path):
+    """Files are laid over one another from the lowest up."""
+    told = {"size": 3, "to": "all", "delay_steps": 2}
+    write_yaml(tmp_path / "first.yaml", changed(TEAM_FILE, "robots.robot_0.messages", told))
+    silenced = {"robots": {"robot_0": {"messages": None}}}
+    middle = {"base": str(tmp_path / "first.yaml")} | silenced
+    team = load({"robots": {"robot_0": {"messages": {"size": 2, "to": "all"}}}}, middle)
+    assert (team.robots[0].messages.size, team.robots[0].messages.delay_steps) == (2, 1)
+
+
 def test_relative_paths_begin_at_their_file(tmp_path, monkeypatch):
     """A base and its recipe lie where their files say, whatever the folder of the command."""
     (tmp_path / "teams" / "shared").mkdir(parents=True)

@@ -29,6 +29,11 @@ from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 MESSAGE_STEPS = 25  # through which gradients follow messages back: a whole episode of MPE
 
 
+def message_steps(rollout_steps: int) -> int:
+    """The length of the equal parts of a rollout in which gradients follow messages back."""
+    return max(n for n in range(1, MESSAGE_STEPS + 1) if rollout_steps % n == 0)
+
+
 class StudentsActing:
     """Students as the policy of a rollout that begins with new episodes."""
 
@@ -98,9 +103,8 @@ class StudentsActing:
         if not self._delivered:
             batch = Batch(inputs, students.initial_state(inputs.shape[1]), labels)
             return batch if students.recurrent else each_step_alone(batch)
-        length = len(inputs)
-        steps = max(n for n in range(1, MESSAGE_STEPS + 1) if length % n == 0)
-        before = [self._before[start] for start in range(0, length, steps)]
+        steps = message_steps(len(inputs))
+        before = [self._before[start] for start in range(0, len(inputs), steps)]
         states, mails = zip(*before, strict=True)
         return Batch(
             side_by_side(inputs, steps, 1),

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdmarl_core.distil.losses import Terms, Weights
 from kdmarl_core.errors import unknown
-from kdmarl_core.files import share_folder
+from kdmarl_core.files import config_file
 from kdmarl_core.schema import (
     check_above_zero,
     check_at_least,
     from_mapping,
-    is_yaml,
-    laid_over,
     read_with_bases,
     with_changes,
 )
@@ -75,14 +72,7 @@ class Recipe:
 
 def _recipe_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path:
     """As `team_path`, of recipes."""
-    if is_yaml(name_or_path):
-        return folder / name_or_path
-    shipped = share_folder() / "config" / "training"
-    path = shipped / f"{name_or_path}.yaml"
-    if not path.is_file():
-        names = [file.stem for file in shipped.glob("distil*.yaml")]
-        raise unknown("recipe", name_or_path, names, where)
-    return path
+    return config_file("recipe", name_or_path, "training/distil*.yaml", where, folder)
 
 
 def load_recipe(
@@ -99,9 +89,7 @@ def load_recipe(
         UserError: the file is missing or malformed, or a change or term is unknown.
     """
     path = _recipe_path(name_or_path)
-    document: dict[str, Any] = {}
-    for _, layer in read_with_bases(path, _recipe_path):
-        document = laid_over(document, layer)
+    document = read_with_bases(path, _recipe_path)
     for term in without:
         if term not in Terms._fields:
             raise unknown("term", term, Terms._fields)
