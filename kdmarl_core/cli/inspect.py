@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
     add_json,
@@ -15,6 +16,9 @@ from kdmarl_core.cli.common import (
     progress_bar,
 )
 from kdmarl_core.errors import UserError
+
+if TYPE_CHECKING:
+    from kdmarl_core.inspect_messages import Link, Loss, Readable
 
 MOST_SUBJECTS = 6  # of each sender that are printed
 
@@ -62,38 +66,43 @@ def inspect_command(arguments: argparse.Namespace) -> None:
     told = {link.sender for link in links}
     senders = [robot.name for robot in team.robots if robot.name in told]
     read = [entry for sender in senders for entry in messages.readable(team, sender, plain)]
-    if arguments.picture:
-        messages.draw(team.name, losses, read, Path(arguments.picture))
+    mean_return = float(plain.returns.mean())
     if arguments.json:
-        print_json(
+        print_json(_figures(mean_return, losses, read))
+    else:
+        title = f"change of the return of {mean_return:.2f}, {arguments.episodes} episodes"
+        _print(title, losses, read)
+    if arguments.picture:  # last: what has been found is not lost if it cannot be written
+        messages.draw(team.name, losses, read, Path(arguments.picture))
+
+
+def _figures(
+    mean_return: float, losses: Sequence[Loss], read: Sequence[Readable]
+) -> dict[str, Any]:
+    return {
+        "return": mean_return,
+        "links": [
             {
-                "return": float(plain.returns.mean()),
-                "links": [
-                    {
-                        **loss.link._asdict(),
-                        "tampering": loss.tampering,
-                        "change": loss.change._asdict(),
-                    }
-                    for loss in losses
-                ],
-                "readable": [entry._asdict() for entry in read],
+                **loss.link._asdict(),
+                "tampering": loss.tampering,
+                "change": loss.change._asdict(),
             }
-        )
-        return
-    by_link = {
-        link: [
-            f"{loss.change.value:+.2f} [{loss.change.low:+.2f}, {loss.change.high:+.2f}]"
             for loss in losses
-            if loss.link == link
-        ]
-        for link in links
+        ],
+        "readable": [entry._asdict() for entry in read],
     }
-    print_table(
-        f"change of the return of {plain.returns.mean():.2f}, {arguments.episodes} episodes",
-        ["sender", "receiver", *messages.TAMPERINGS],
-        [[*link, *changes] for link, changes in by_link.items()],
-    )
-    for sender in senders:
+
+
+def _print(title: str, losses: Sequence[Loss], read: Sequence[Readable]) -> None:
+    from kdmarl_core.inspect_messages import TAMPERINGS
+
+    by_link: dict[Link, list[str]] = {}
+    for loss in losses:
+        value, low, high = loss.change
+        by_link.setdefault(loss.link, []).append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
+    rows = [[*link, *changes] for link, changes in by_link.items()]
+    print_table(title, ["sender", "receiver", *TAMPERINGS], rows)
+    for sender in dict.fromkeys(entry.sender for entry in read):
         own = sorted((e for e in read if e.sender == sender), key=lambda e: -e.share)
         print_table(
             f"read from messages of {sender}, best first",
