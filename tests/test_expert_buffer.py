@@ -136,7 +136,7 @@ def test_labels_are_the_teachers(taught, buffer, rollout):
     labels, state = buffer.labels, rollout.state[:-1]
     with torch.no_grad():
         logits = teacher.logits(rollout.observation, state, rollout.action_mask)
-        embedding = teacher.feed_forward.embed(teacher.reads(rollout.observation, state, None))
+        embedding = teacher.actor.embed(teacher.reads(rollout.observation, state, None))
         value = teacher.value(rollout.state)
     torch.testing.assert_close(labels.teacher.float(), logits.log_softmax(-1), **BFLOAT16)
     torch.testing.assert_close(

@@ -240,7 +240,7 @@ def test_agents_that_differ_are_told_apart():
     teacher, _ = make_teacher(MIXED_TASK)
     observation = torch.ones(2, MIXED_TASK.num_agents, MIXED_TASK.observation_size)
     state = torch.ones(2, MIXED_TASK.state_size)
-    embedding = teacher.feed_forward.embed(teacher.reads(observation, state, None))
+    embedding = teacher.actor.embed(teacher.reads(observation, state, None))
     assert embedding.shape == (2, MIXED_TASK.num_agents, 16)
     assert not torch.equal(embedding[:, 0], embedding[:, 1])
     exists = torch.from_numpy(MIXED_TASK.action_exists)
@@ -271,20 +271,14 @@ def test_the_player_takes_the_most_probable_actions(spread):
         assert player.act(shown) == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("network", ["mlp", "gru"])
-def test_layers_are_those_of_the_actor(network):
-    """Exported as a student, the actor gives the same logits, step after step."""
-    teacher = make_actor(network)
-    session = ort.InferenceSession(student_model(teacher.layers()))
-    inputs = torch.randn(4, 1, MIXED_TASK.num_agents, teacher.reads.size)
-    begins = torch.zeros(4, 1, dtype=torch.bool)
-    with torch.no_grad():
-        expected, _ = teacher.through_time(inputs, begins, teacher.no_past(1))
-    feed = {"state": teacher.no_past(1)[0].numpy()} if network == "gru" else {}
-    for step, expected_step in zip(inputs[:, 0].numpy(), expected[:, 0], strict=True):
-        logits, *following = session.run(None, feed | {"observation": step})
-        feed = dict(zip(feed, following, strict=True))
-        np.testing.assert_allclose(logits, expected_step, atol=1e-4)
+def test_flops_are_twice_the_products_of_all_agents():
+    """By hand: hidden layers of 16, the second one of which can be a GRU with three gates."""
+    agents, actions = MIXED_TASK.num_agents, MIXED_TASK.num_actions
+    inputs = make_actor("mlp").reads.size
+    dense, gru = 16 * 16, 3 * (16 * 16 + 16 * 16)
+    for network, second in (("mlp", dense), ("gru", gru)):
+        macs = inputs * 16 + second + 16 * actions
+        assert make_actor(network).flops() == 2 * agents * macs
 
 
 # Recurrence
@@ -486,12 +480,12 @@ def test_an_update_sees_what_acting_saw(network, team):
         learner.policy.begin(index)
         rollout = collector.collect(learner.policy, index)
         with torch.no_grad():
-            logits, _ = learner.teacher.through_time(
+            thoughts = learner.teacher.through_time(
                 learner.policy.inputs(),
                 rollout.begins,
                 learner.policy.past_at_begin if network == "gru" else torch.empty(0),
             )
-        logits = logits.masked_fill(~rollout.action_mask, -1e9)
+        logits = thoughts.logits.masked_fill(~rollout.action_mask, -1e9)
         log_prob = torch.log_softmax(logits, -1).gather(-1, rollout.action[..., None])[..., 0]
         torch.testing.assert_close(log_prob, rollout.log_prob, atol=1e-4, rtol=0)
         figures = learner.update(rollout, 0, torch.Generator().manual_seed(0))

@@ -159,7 +159,7 @@ def _fit_roles(teacher: Teacher, inputs: Tensor, begins: Tensor, roles: int, see
     steps = math.ceil(ROLE_SAMPLES / agents)
     rows = math.ceil(steps / episodes)
     with torch.no_grad():
-        embedding, _ = teacher.embed_through_time(
+        embedding = teacher.through_time(
             inputs[:rows], begins[:rows], teacher.no_past(episodes)
-        )
+        ).embedding
     return fit_roles(embedding.flatten(0, 1)[:steps].flatten(0, 1), roles, derive_seed(seed, 1))

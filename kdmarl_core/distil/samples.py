@@ -63,9 +63,9 @@ def label(
         value = teacher.value(rollout.state)
         inputs = teacher.reads(rollout.observation, state, visible)
         past = teacher.no_past(rollout.begins.shape[1])
-        embedding, _ = teacher.embed_through_time(inputs, rollout.begins, past)
-        logits = mask_logits(teacher.actor.head(embedding).float(), rollout.action_mask)
-        embedding = embedding.float()
+        thoughts = teacher.through_time(inputs, rollout.begins, past)
+        logits = mask_logits(thoughts.logits.float(), rollout.action_mask)
+        embedding = thoughts.embedding.float()
     reward = rollout.reward * card.reward_scale
     advantage = gae(reward, value, rollout.done, card.gamma, card.gae_lambda)
     return Labels(

@@ -29,10 +29,8 @@ from kdmarl_core.evaluate import (
     returns,
     scores,
 )
-from kdmarl_core.export import student_model
 from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Returns
-from kdmarl_core.resources.count import count
 from kdmarl_core.schema import from_mapping, read_json
 from kdmarl_core.tasks import Task, TaskSpec
 from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
@@ -169,11 +167,9 @@ def play_random(task: Task, episodes: int) -> Cell:
 
 def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int) -> Cell:
     """The cell of a task's teacher."""
-    model = student_model(teacher.layers())
-    flops = count(model).flops * task.spec.num_agents
     player = TeacherPlayer(teacher, task.spec)
     inputs = teacher_inputs(task, card, episodes)
-    return _played(task, player, inputs, flops, time.monotonic())
+    return _played(task, player, inputs, teacher.flops(), time.monotonic())
 
 
 def distil_students(work: Work, inputs: dict[str, Any], folder: Path, report: Report) -> Cell:

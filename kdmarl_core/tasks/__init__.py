@@ -18,6 +18,7 @@ from kdmarl_core.tasks.task import (
     ReferenceEnv,
     Task,
     TaskSpec,
+    Units,
     View,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "ReferenceEnv",
     "Task",
     "TaskSpec",
+    "Units",
     "View",
     "block_columns",
     "live_columns",

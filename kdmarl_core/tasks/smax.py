@@ -26,6 +26,7 @@ from kdmarl_core.tasks.task import (
     ReferenceEnv,
     Task,
     TaskSpec,
+    Units,
     View,
 )
 
@@ -77,6 +78,14 @@ def _task(name: str, scenario: Scenario) -> SmaxTask:
     allies, enemies = len(scenario.allies), len(scenario.enemies)
     actions = (*MOVES, *(f"attack_{i}" for i in range(enemies)))
     blocks = _blocks(scenario)
+    units = Units(
+        allies,
+        enemies,
+        seen=len(SEEN) + len(UNIT_TYPES),
+        own=len(OWN) + len(UNIT_TYPES),
+        shared=1,
+        moves=len(MOVES),
+    )
     return SmaxTask(
         spec=TaskSpec(
             name=f"smax/{name}",
@@ -85,11 +94,12 @@ def _task(name: str, scenario: Scenario) -> SmaxTask:
             ends_early=True,
             # What every unit of both teams knows of itself, and the share of the episode that
             # has passed.
-            state_size=(allies + enemies) * (len(OWN) + len(UNIT_TYPES)) + 1,
+            state_size=units.own * units.total + units.shared,
             rate_hz=RATE_HZ,
             partially_observable=True,
             legal_actions_vary=True,
             can_be_won=True,
+            units=units,
         ),
         map_name=name,
     )

@@ -43,6 +43,28 @@ class AgentSpec:
 
 
 @dataclass(frozen=True)
+class Units:
+    """How a battle lists its units, the same ones in observations, joint state and actions.
+
+    An observation is a row for each other ally, in order, then for each enemy, then the agent's
+    own; the joint state the own rows of all allies, then of all enemies, then what they share; the
+    actions are moves, then an attack on each enemy.
+    """
+
+    allies: int
+    enemies: int
+    seen: int  # features of another unit's row in an observation
+    own: int  # features of a unit's own row
+    shared: int  # features of the joint state that are no unit's
+    moves: int  # actions that are no attack
+
+    @property
+    def total(self) -> int:
+        """Number of units of both sides."""
+        return self.allies + self.enemies
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """What is known of a task before any simulator is made."""
 
@@ -57,6 +79,7 @@ class TaskSpec:
     legal_actions_vary: bool = False  # whether an action can be impossible at some steps
     fixture_sha256: str = ""  # of trained weights that are part of the environment
     can_be_won: bool = False  # whether episodes are won or lost, and win rate is the score
+    units: Units | None = None  # of a battle
 
     @property
     def slug(self) -> str:

@@ -52,9 +52,10 @@ class Acting:
             inputs = teacher.reads(
                 torch.from_numpy(step.observation), torch.from_numpy(step.state), self._visible
             )
-            raw, self._past = teacher.through_time(inputs[None], start[None], self._past)
+            thoughts = teacher.through_time(inputs[None], start[None], self._past)
+        self._past = thoughts.past
         self._inputs.append(inputs)
-        return mask_logits(raw[0].float(), torch.from_numpy(step.action_mask))
+        return mask_logits(thoughts.logits[0].float(), torch.from_numpy(step.action_mask))
 
     def inputs(self) -> Tensor:
         """What the actor read since the rollout began, [T, E, N, I]."""

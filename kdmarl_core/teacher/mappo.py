@@ -33,7 +33,7 @@ from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.returns import gae, ppo_clip
 from kdmarl_core.teacher.rollout import Rollout
-from kdmarl_core.teacher.teacher import Architecture, Teacher, mask_logits
+from kdmarl_core.teacher.teacher import Architecture, Network, Teacher, mask_logits
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -86,7 +86,7 @@ class Recipe:
         """Rollouts, each followed by one update."""
         return math.ceil(self.env_steps / self.steps_per_iteration)
 
-    def with_network(self, network: Literal["mlp", "gru"]) -> Recipe:
+    def with_network(self, network: Network) -> Recipe:
         """The same recipe for another actor."""
         architecture = dataclasses.replace(self.architecture, network=network)
         return dataclasses.replace(self, architecture=architecture)
@@ -197,7 +197,7 @@ class Mappo:
 
     def _losses(self, batch: Sequences, past: Tensor) -> Losses:
         with self._autocast():
-            raw, _ = self.teacher.through_time(batch.inputs, batch.begins, past)
+            raw = self.teacher.through_time(batch.inputs, batch.begins, past).logits
             value = self.teacher.critic(batch.state)
         logits = mask_logits(raw.float(), batch.action_mask)
         log_probs = torch.log_softmax(logits, -1)

@@ -37,9 +37,10 @@ class TeacherPlayer:
         begins = torch.tensor([[self._begins]])
         with torch.no_grad():
             inputs = self._inputs(view)[None, None]
-            raw, self._past = self._teacher.through_time(inputs, begins, self._past)
-        self._begins = False
-        actions: list[int] = mask_logits(raw[0, 0].float(), self._mask).argmax(-1).tolist()
+            thoughts = self._teacher.through_time(inputs, begins, self._past)
+        self._past, self._begins = thoughts.past, False
+        logits = mask_logits(thoughts.logits[0, 0].float(), self._mask)
+        actions: list[int] = logits.argmax(-1).tolist()
         return actions
 
     def _inputs(self, view: View) -> Tensor:

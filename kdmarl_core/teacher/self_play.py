@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdmarl_core.errors import UserError
+from kdmarl_core.nets.mlp import Mlp
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import BatchStep
 from kdmarl_core.tasks.opponent import Layers, Match, greedy
@@ -38,7 +39,9 @@ class SelfPlay(NamedTuple):
     @property
     def opponent_layers(self) -> Layers:
         """The opponent's actor as it is shipped."""
-        return tuple(self.opponent.feed_forward.dense_layers())
+        actor = self.opponent.actor
+        assert isinstance(actor, Mlp)
+        return tuple(actor.dense_layers())
 
 
 class MatchReturns(NamedTuple):
@@ -64,12 +67,12 @@ def self_play(make_match: MakeMatch, recipe: Recipe, seed: int, report: Report) 
         report: called after each iteration with its number and the returns of team and opponent.
 
     Raises:
-        UserError: the recipe's networks are recurrent.
+        UserError: the recipe's networks are not feed-forward.
     """
     if recipe.architecture.network != "mlp":
         raise UserError(
-            f"architecture: network: '{recipe.architecture.network}' has a past, and an opponent "
-            "must not; use mlp"
+            f"architecture: network: '{recipe.architecture.network}' cannot be shipped as an "
+            "opponent; use mlp"
         )
     envs = recipe.num_envs
     match = make_match(2 * envs)

@@ -12,19 +12,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdmarl_core.errors import UserError, unknown
-from kdmarl_core.export import GruWeights, Layer
 from kdmarl_core.files import atomic_folder, share_folder
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.nets.gru import GruNet
 from kdmarl_core.nets.mlp import Mlp
+from kdmarl_core.nets.units import UnitsActor, UnitsCritic
 from kdmarl_core.schema import check_at_least, from_mapping, read_json
 from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.reads import FullReads, Reads, RestrictedReads
@@ -35,16 +36,31 @@ WEIGHTS = "weights.safetensors"
 MASKED = -1e9
 
 
+Network = Literal["mlp", "gru", "units"]
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """The teacher's networks; in a recurrent one the actor's last hidden layer is a GRU."""
+    """The teacher's networks.
 
-    network: Literal["mlp", "gru"]
+    In a recurrent one the actor's last hidden layer is a GRU; one of units is for battles
+    (`kdmarl_core.nets.units`), where every unit is known.
+    """
+
+    network: Network
     width: int
     layers: int
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width", "layers")
+
+
+class Thoughts(NamedTuple):
+    """What an actor makes of sequences, in the precision that was computed with."""
+
+    embedding: Tensor  # phi_T, the last hidden layer, [T, E, N, W]
+    logits: Tensor  # before masking, [T, E, N, A]
+    past: Tensor  # of what comes next, as `no_past`
 
 
 class Teacher(nn.Module):
@@ -60,9 +76,21 @@ class Teacher(nn.Module):
         super().__init__()
         hidden = [architecture.width] * architecture.layers
         self.reads: Reads = FullReads(spec) if team is None else RestrictedReads(team)
-        network = Mlp if architecture.network == "mlp" else GruNet
-        self.actor = network(self.reads.size, hidden, spec.num_actions, head_gain=0.01)
-        self.critic = Mlp(spec.state_size, hidden, 1, head_gain=1.0)
+        self.actor: Mlp | GruNet | UnitsActor
+        self.critic: Mlp | UnitsCritic
+        if architecture.network == "units":
+            if spec.units is None or team is not None:
+                raise UserError(
+                    "architecture: network: 'units' is for teachers of battles, which read "
+                    f"everything, not for {f'team {team.name!r}' if team else spec.name}; "
+                    "use mlp or gru"
+                )
+            self.actor = UnitsActor(spec.units, hidden, head_gain=0.01)
+            self.critic = UnitsCritic(spec.units, hidden)
+        else:
+            network = Mlp if architecture.network == "mlp" else GruNet
+            self.actor = network(self.reads.size, hidden, spec.num_actions, head_gain=0.01)
+            self.critic = Mlp(spec.state_size, hidden, 1, head_gain=1.0)
         self.spec = spec
         self.architecture = architecture
         self.team = team
@@ -77,65 +105,50 @@ class Teacher(nn.Module):
         width = self.architecture.width if self.recurrent else 0
         return torch.zeros(environments, self.spec.num_agents, width)
 
-    def through_time(self, inputs: Tensor, begins: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def through_time(self, inputs: Tensor, begins: Tensor, past: Tensor) -> Thoughts:
         """The actor's outputs in sequences.
 
         Args:
             inputs: [T, E, N, I], from `reads`.
             begins: [T, E], whether an episode begins with a step.
             past: as `no_past`, or what an earlier call gave.
-
-        Returns:
-            Logits [T, E, N, A] before masking, in the precision that was computed with, and the
-            past of what comes next.
         """
-        embedding, past = self.embed_through_time(inputs, begins, past)
-        return self.actor.head(embedding), past
-
-    def embed_through_time(
-        self, inputs: Tensor, begins: Tensor, past: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Last hidden embeddings phi_T [T, E, N, W] and the past, as `through_time`."""
+        if isinstance(self.actor, UnitsActor):
+            embedding, logits = self.actor(inputs)
+            return Thoughts(embedding, logits, past)
         if isinstance(self.actor, Mlp):
-            return self.actor.embed(inputs), past
+            embedding = self.actor.embed(inputs)
+            return Thoughts(embedding, self.actor.head(embedding), past)
         agents = inputs.shape[2]
         begins_of_agents = begins.repeat_interleave(agents, 1)
         states = self.actor.embed(inputs.flatten(1, 2), begins_of_agents, past.flatten(0, 1))
-        states = states.view(*inputs.shape[:3], -1)
-        return states, states[-1]
+        embedding = states.view(*inputs.shape[:3], -1)
+        return Thoughts(embedding, self.actor.head(embedding), embedding[-1])
 
     def logits(self, observation: Tensor, state: Tensor, action_mask: Tensor) -> Tensor:
         """Unnormalised log-probabilities [..., N, A], very negative where the mask is false.
 
-        Of single steps [..., N, D] and their joint state [..., S]: for an actor without a past
-        that reads everything.
+        Of first steps, whose observations are [..., N, D] and whose joint state is [..., S], for
+        an actor that reads everything.
         """
         inputs = self.reads(observation, state, None)
-        return mask_logits(self.feed_forward(inputs).float(), action_mask)
+        sequences = inputs.reshape(1, -1, *inputs.shape[-2:])
+        begins = torch.ones(sequences.shape[:2], dtype=torch.bool)
+        raw = self.through_time(sequences, begins, self.no_past(sequences.shape[1])).logits
+        return mask_logits(raw.float().view(*inputs.shape[:-1], -1), action_mask)
+
+    def flops(self) -> int:
+        """2 x multiply-accumulates of one decision of all agents."""
+        begins = torch.ones(1, 1, dtype=torch.bool)
+        inputs = torch.zeros(1, 1, self.spec.num_agents, self.reads.size)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.through_time(inputs, begins, self.no_past(1))
+        return int(counter.get_total_flops())
 
     def value(self, state: Tensor) -> Tensor:
         """V_T of the joint state [..., S], shape [...]; in the units of the training reward."""
         output: Tensor = self.critic(state).float().squeeze(-1)
         return output
-
-    @property
-    def feed_forward(self) -> Mlp:
-        """The actor of a teacher that is not recurrent."""
-        assert isinstance(self.actor, Mlp)
-        return self.actor
-
-    def layers(self) -> list[Layer | GruWeights]:
-        """The actor's layers, as `student_model` takes them."""
-        layers: list[Layer | GruWeights] = [_layer(layer) for layer in self.actor.layers]
-        if isinstance(self.actor, GruNet):
-            gru = self.actor.gru
-            layers.append(GruWeights(*_layer(gru.input), *_layer(gru.state)))
-        return [*layers, _layer(self.actor.head)]
-
-
-def _layer(layer: nn.Module) -> Layer:
-    weight, bias = (getattr(layer, name).detach().numpy() for name in ("weight", "bias"))
-    return Layer(weight.T, bias)
 
 
 def mask_logits(logits: Tensor, action_mask: Tensor) -> Tensor:
