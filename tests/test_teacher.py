@@ -8,7 +8,6 @@ import signal
 from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from helpers import (
@@ -27,7 +26,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from kdmarl_core.evaluate import RandomPlayer, play, returns
-from kdmarl_core.export import student_model
 from kdmarl_core.nets.gru import Gru
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.seeding import derive_seed

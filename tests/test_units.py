@@ -1,4 +1,4 @@
-"""Networks of battles: the order in which units are listed says nothing but whom an action hits."""
+"""Networks of battles: the order in which units are listed only says whom an attack hits."""
 
 import pytest
 import torch
@@ -31,14 +31,22 @@ def logits_of(teacher, observation, state):
         return teacher.logits(observation, state, legal)
 
 
+def seen_rows(observation):
+    """A view of the rows of other units in observations."""
+    return observation[..., : UNITS.seen * (UNITS.total - 1)].unflatten(-1, (-1, UNITS.seen))
+
+
+def own_rows(state):
+    """A view of the rows of units in joint states."""
+    return state[..., : UNITS.own * UNITS.total].unflatten(-1, (-1, UNITS.own))
+
 
 def with_enemies_in(order, observation, state):
     """The same battle with its enemies listed in another order."""
     observation, state = observation.clone(), state.clone()
-    seen = observation[..., : UNITS.seen * (UNITS.total - 1)].unflatten(-1, (-1, UNITS.seen))
-    seen[..., UNITS.allies - 1 :, :] = seen[..., UNITS.allies - 1 :, :][..., order, :]
-    own = state[..., : UNITS.own * UNITS.total].unflatten(-1, (-1, UNITS.own))
-    own[..., UNITS.allies :, :] = own[..., UNITS.allies :, :][..., order, :]
+    others, everyone = seen_rows(observation), own_rows(state)
+    others[..., UNITS.allies - 1 :, :] = others[..., UNITS.allies - 1 :, :][..., order, :]
+    everyone[..., UNITS.allies :, :] = everyone[..., UNITS.allies :, :][..., order, :]
     return observation, state
 
 
@@ -58,10 +66,9 @@ def test_other_allies_may_change_places():
     teacher, (observation, state) = make_battle_teacher(), battle()
     before = logits_of(teacher, observation, state)
     swapped, moved = observation.clone(), state.clone()
-    seen = swapped[:, FOCUS, : UNITS.seen * (UNITS.total - 1)].unflatten(-1, (-1, UNITS.seen))
-    seen[:, [0, 3]] = seen[:, [3, 0]]  # allies 0 and 4 in the list of ally 2
-    own = moved[:, : UNITS.own * UNITS.total].unflatten(-1, (-1, UNITS.own))
-    own[:, [0, 4]] = own[:, [4, 0]]
+    others, everyone = seen_rows(swapped)[:, FOCUS], own_rows(moved)
+    others[:, [0, 3]] = others[:, [3, 0]]  # allies 0 and 4 in the list of ally 2
+    everyone[:, [0, 4]] = everyone[:, [4, 0]]
     after = logits_of(teacher, swapped, moved)
     torch.testing.assert_close(after[:, FOCUS], before[:, FOCUS])
     only_seen = logits_of(teacher, swapped, state)
