@@ -269,14 +269,15 @@ def test_the_player_takes_the_most_probable_actions(spread):
         assert player.act(shown) == logits.argmax(-1).tolist()
 
 
-def test_flops_are_twice_the_products_of_all_agents():
-    """By hand: hidden layers of 16, the second one of which can be a GRU with three gates."""
-    agents, actions = MIXED_TASK.num_agents, MIXED_TASK.num_actions
-    inputs = make_actor("mlp").reads.size
-    dense, gru = 16 * 16, 3 * (16 * 16 + 16 * 16)
-    for network, second in (("mlp", dense), ("gru", gru)):
-        macs = inputs * 16 + second + 16 * actions
-        assert make_actor(network).flops() == 2 * agents * macs
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_cost_by_hand(network):
+    """Two hidden layers of 16; in a GRU, the second has three gates with two products each."""
+    actor = make_actor(network)
+    inputs, actions = actor.reads.size, MIXED_TASK.num_actions
+    second, biases = {"mlp": (16 * 16, 16), "gru": (6 * 16 * 16, 6 * 16)}[network]
+    macs = inputs * 16 + second + 16 * actions
+    parameters = macs + 16 + biases + actions
+    assert actor.cost() == (parameters, 2 * macs, 4 * parameters)
 
 
 # Recurrence

@@ -94,13 +94,13 @@ def test_every_unit_matters(listed):
     assert (logits_of(teacher, observation, changed) - before).abs().max() > 1e-4
 
 
-def test_flops_by_hand():
-    """Of width 32: encodings of 8, of 4 allies and 6 enemies, for each of 5 agents."""
+def test_cost_by_hand():
+    """Of width 32: encodings of 8, of 4 allies and 6 enemies."""
     own, seen, encoding, width = 10, 13, 8, 32
     pair = (own + seen + own) * encoding + encoding * encoding
     trunk = (own + 1 + 2 * encoding) * width + width * width + width * 5
     aim = width * encoding + 6 * (encoding + encoding)
-    assert make_battle_teacher().flops() == 2 * 5 * (10 * pair + trunk + aim)
+    assert make_battle_teacher().cost().flops == 2 * (10 * pair + trunk + aim)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,8 @@ def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int)
     """The cell of a task's teacher."""
     player = TeacherPlayer(teacher, task.spec)
     inputs = teacher_inputs(task, card, episodes)
-    return _played(task, player, inputs, teacher.flops(), time.monotonic())
+    flops = teacher.cost().flops * task.spec.num_agents
+    return _played(task, player, inputs, flops, time.monotonic())
 
 
 def distil_students(work: Work, inputs: dict[str, Any], folder: Path, report: Report) -> Cell:

@@ -63,6 +63,14 @@ class Thoughts(NamedTuple):
     past: Tensor  # of what comes next, as `no_past`
 
 
+class TeacherCost(NamedTuple):
+    """What one decision of one agent takes, to compare with students."""
+
+    parameters: int
+    flops: int  # 2 x multiply-accumulates
+    bytes: int  # of the parameters
+
+
 class Teacher(nn.Module):
     """Actor pi_T with parameters shared by all agents, and critic V_T on the joint state.
 
@@ -137,13 +145,18 @@ class Teacher(nn.Module):
         raw = self.through_time(sequences, begins, self.no_past(sequences.shape[1])).logits
         return mask_logits(raw.float().view(*inputs.shape[:-1], -1), action_mask)
 
-    def flops(self) -> int:
-        """2 x multiply-accumulates of one decision of all agents."""
-        begins = torch.ones(1, 1, dtype=torch.bool)
-        inputs = torch.zeros(1, 1, self.spec.num_agents, self.reads.size)
+    def cost(self) -> TeacherCost:
+        """What the actor costs."""
+        agents = self.spec.num_agents
+        inputs, begins = torch.zeros(1, 1, agents, self.reads.size), torch.ones(1, 1).bool()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.through_time(inputs, begins, self.no_past(1))
-        return int(counter.get_total_flops())
+        weights = list(self.actor.parameters())
+        return TeacherCost(
+            parameters=sum(weight.numel() for weight in weights),
+            flops=counter.get_total_flops() // agents,
+            bytes=sum(weight.nbytes for weight in weights),
+        )
 
     def value(self, state: Tensor) -> Tensor:
         """V_T of the joint state [..., S], shape [...]; in the units of the training reward."""

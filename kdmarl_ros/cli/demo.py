@@ -63,15 +63,12 @@ def demo_command(arguments: argparse.Namespace) -> None:
 def _print(done: DistilledTeam, flown: list[EpisodeResult], figures: dict[str, Any]) -> None:
     import numpy as np
 
-    from kdmarl_core.export import student_model
     from kdmarl_core.metrics import normalised_retention, percent
-    from kdmarl_core.resources.count import count
 
     returns = done.played.returns
     over_ros = np.array([episode.team_return for episode in flown])
-    model = student_model(done.teacher.layers())
-    cost = count(model)
-    teacher_cost = [f"{cost.parameters:,}", f"{cost.flops:,}", f"{len(model):,}"]
+    cost = done.teacher.cost()
+    teacher_cost = [f"{figure:,}" for figure in (cost.parameters, cost.flops, cost.bytes)]
     students = [item.draft.student for item in done.exported]
     student_cost = [
         _range([student.parameters for student in students]),
