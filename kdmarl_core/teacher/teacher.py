@@ -122,8 +122,10 @@ class Teacher(nn.Module):
             past: as `no_past`, or what an earlier call gave.
         """
         if isinstance(self.actor, UnitsActor):
-            embedding, logits = self.actor(inputs)
-            return Thoughts(embedding, logits, past)
+            # Step by step: all pairs of units of one step fit into the processor's cache.
+            steps = [self.actor(step) for step in inputs]
+            embeddings, logits = (torch.stack(of_steps) for of_steps in zip(*steps, strict=True))
+            return Thoughts(embeddings, logits, past)
         if isinstance(self.actor, Mlp):
             embedding = self.actor.embed(inputs)
             return Thoughts(embedding, self.actor.head(embedding), past)
