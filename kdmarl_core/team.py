@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from kdmarl_core.bundle import (
-    FORMATS,
     MANIFEST,
     NO_TRUST,
     BundlePolicy,
     MessageEntry,
     PeerEntry,
     Trust,
+    check_format,
     load_policy,
 )
 from kdmarl_core.errors import UserError, did_you_mean, unknown
@@ -65,8 +65,7 @@ class MessageTraining:
                 "and at least 1, such as [1, 2]"
             )
         for name in self.formats:
-            if name not in FORMATS:
-                raise unknown("format", name, FORMATS, "formats")
+            check_format(name, "formats")
 
 
 @dataclass(frozen=True)

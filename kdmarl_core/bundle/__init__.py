@@ -21,6 +21,7 @@ from kdmarl_core.bundle.messages import (
     Inbox,
     MessageEntry,
     PeerEntry,
+    check_format,
     encode,
     message_entry,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "TeacherEntry",
     "Trust",
     "admit",
+    "check_format",
     "encode",
     "load_policy",
     "message_entry",

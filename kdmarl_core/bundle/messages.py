@@ -75,10 +75,10 @@ class PeerEntry:
         return self.size + 1
 
 
-def check_format(name: str) -> None:
+def check_format(name: str, key: str = "format") -> None:
     """Raise a `UserError` if there is no such format."""
     if name not in FORMATS:
-        raise unknown("format", name, FORMATS, "format")
+        raise unknown("format", name, FORMATS, key)
 
 
 def message_entry(size: int, form: str, to: tuple[str, ...], rate_hz: float) -> MessageEntry:

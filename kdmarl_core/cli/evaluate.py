@@ -87,12 +87,17 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
             }
         )
         return
+    header = ["player", "return", "standard error"]
     rows = [
-        [name, f"{score.mean_return:.3f}", f"{score.standard_error:.3f}", wins(score.win_rate)]
+        [name, f"{score.mean_return:.3f}", f"{score.standard_error:.3f}"]
         for name, score in found.items()
     ]
+    if team.task.spec.can_be_won:
+        header.append("wins")
+        for row, score in zip(rows, found.values(), strict=True):
+            row.append(wins(score.win_rate))
     title = f"{team.task.spec.name}, {arguments.episodes} episodes, seed {arguments.seed}"
-    print_table(title, ["player", "return", "standard error", "wins"], rows)
+    print_table(title, header, rows)
     if retention:
         print(f"retention {percent(retention)}")
 
