@@ -44,19 +44,18 @@ def messages_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.experiments.table import markdown, put_between
 
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
+    teams = arguments.teams or list(plan.messages.teams)
+    variants = {name for team in teams for name in plan.messages.variants_of(team)}
     for kind, given, known in (
         ("team", arguments.teams, plan.messages.teams),
-        ("variant", arguments.variants, plan.messages.variants),
+        ("variant", arguments.variants, variants),
     ):
         for name in given:
             if name not in known:
-                raise unknown(kind, name, known)
+                raise unknown(kind, name, sorted(known))
     parts = []
     with progress_bar() as bar:
-        tables = {
-            name: _team(name, plan, arguments, bar)
-            for name in arguments.teams or plan.messages.teams
-        }
+        tables = {name: _team(name, plan, arguments, bar) for name in teams}
     for name, (found, given_cells, picture) in tables.items():
         teacher, random, bound = given_cells
         print_table(name, messages.HEADER, messages.page_rows(found, teacher, random))
@@ -102,8 +101,9 @@ def _team(
     known = (*cells.read_given(plain.task, card, plan.episodes, folder), bound)
     found = []
     seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
-    for variant in arguments.variants or plan.messages.variants:
-        how = plan.messages.variants[variant]
+    for variant, how in plan.messages.variants_of(name).items():
+        if arguments.variants and variant not in arguments.variants:
+            continue
         team = load_team(name, (*plan.messages.teams[name], *how.team))
         recipe = load_recipe(team.recipe, how.recipe, how.without)
         wanted = messages.cases(plan.messages, name, variant)

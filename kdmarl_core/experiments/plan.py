@@ -95,18 +95,25 @@ class Messages:
 
     seeds: int
     teams: dict[str, tuple[str, ...]]  # name -> changes of its file in all of its variants
-    variants: dict[str, Variant]
+    variants: dict[str, Variant]  # of every team
+    causes: dict[str, dict[str, Variant]]  # team -> further ones, which tell causes apart
     disturbances: dict[str, MessageDisturbance]
     disturbed: dict[str, tuple[str, ...]]  # team -> variants that also play disturbed
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "seeds")
+        for key, teams in (("causes", self.causes), ("disturbed", self.disturbed)):
+            for team in teams:
+                if team not in self.teams:
+                    raise unknown("team", team, self.teams, key)
         for team, names in self.disturbed.items():
-            if team not in self.teams:
-                raise unknown("team", team, self.teams, "disturbed")
             for name in names:
-                if name not in self.variants:
-                    raise unknown("variant", name, self.variants, f"disturbed: {team}")
+                if name not in self.variants_of(team):
+                    raise unknown("variant", name, self.variants_of(team), f"disturbed: {team}")
+
+    def variants_of(self, team: str) -> dict[str, Variant]:
+        """All variants of a team, by name."""
+        return self.variants | self.causes.get(team, {})
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Plan:
     settings: tuple[str, ...]
     tasks: dict[str, TaskPlan]
     ablation: Ablation
-    messages: Messages = Messages(1, {}, {}, {}, {})
+    messages: Messages = Messages(1, {}, {}, {}, {}, {})
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "episodes")
