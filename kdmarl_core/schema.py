@@ -143,7 +143,7 @@ def with_changes(document: Mapping[str, Any], changes: Iterable[str]) -> dict[st
         *parents, key = path.split(".")
         place: dict[str, Any] = changed
         for parent in parents:
-            inner = place.get(parent)
+            inner = place.get(parent, {})
             if not isinstance(inner, Mapping):
                 raise UserError(f"'{change}': '{parent}' holds no keys; give KEY.KEY=VALUE")
             place[parent] = dict(inner)

@@ -1,4 +1,4 @@
-"""The results table and the ablation: cells are computed once and only used for the same."""
+"""Results in tables: their cells are computed once and only used for the same."""
 
 import json
 import shutil
@@ -56,6 +56,24 @@ def table(kdmarl, tmp_path, monkeypatch):
                 "offline only": {"recipe": ["on_policy.iterations=0"]},
                 "wide": {"team": ["robots.robot_0.student.width=24"]},
             },
+        },
+        "messages": {
+            "seeds": 2,
+            "teams": {paths[0]: [], paths[1]: ["defaults.student={width: 16}"]},
+            "variants": {
+                "silent": {},
+                "2 int8": {"team": ["defaults.messages={size: 2, to: all}"]},
+            },
+            "causes": {
+                paths[1]: {
+                    "3 int4, once": {
+                        "team": ["defaults.messages={size: 3, to: all, format: int4}"],
+                        "recipe": ["on_policy.iterations=0"],
+                    },
+                },
+            },
+            "disturbances": {"all lost": {"loss": 1.0}, "2 steps late": {"delay_steps": 2}},
+            "disturbed": {paths[1]: ["2 int8"]},
         },
     }  # fmt: skip
     plan_path = write_yaml(tmp_path / "plan.yaml", plan)
@@ -180,3 +198,78 @@ def test_ablation(table, tmp_path):
     widths = {name: robot["student"]["width"] for name, robot in robots.items()}
     assert widths.pop("wide") == 24
     assert 24 not in widths.values()
+
+
+def message_cells(tmp_path):
+    folder = tmp_path / "work" / "results" / "mpe_simple_spread"
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("messages-*.json")}
+
+
+def test_messages(table, tmp_path):
+    """A team's variants, those that are its own, and what became of messages on their way."""
+    page = tmp_path / "work" / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("<!-- messages -->\nold\n<!-- end of messages -->\n")
+    assert table("--settings", "LH groups", "--compute", "given").code == 0
+    blind = str(tmp_path / "blind.yaml")
+    asked = ("--seeds", "1", "--teams", blind, "--compute", "--write")
+    done = table(*asked, command="messages")
+    assert done.code == 0, done.err
+    found = message_cells(tmp_path)
+    assert sorted(found) == [
+        "messages-blind-2_int8-0",
+        "messages-blind-2_int8-2_steps_late-0",
+        "messages-blind-2_int8-all_lost-0",
+        "messages-blind-3_int4-once-0",
+        "messages-blind-silent-0",
+    ]
+    inputs = {name.split("-", 2)[2]: cell["inputs"] for name, cell in found.items()}
+    robots = {name: made["team"]["robots"]["robot_0"] for name, made in inputs.items()}
+    assert "messages" not in robots["silent-0"]
+    assert robots["2_int8-0"]["messages"]["size"] == 2
+    assert robots["3_int4-once-0"]["messages"]["format"] == "int4"
+    # A robot's own entry beats the changed default.
+    assert {robot["student"]["width"] for robot in robots.values()} == {8}
+    assert inputs["3_int4-once-0"]["recipe"]["on_policy"]["iterations"] == 0
+    # Of the same students, whose returns differ by what becomes of their messages alone.
+    assert inputs["2_int8-all_lost-0"].pop("messages") == {"loss": 1.0, "delay_steps": 0}
+    assert inputs["2_int8-all_lost-0"] == inputs["2_int8-0"]
+    returns = {name: cell["returns"] for name, cell in found.items()}
+    lost, silent = returns["messages-blind-2_int8-all_lost-0"], returns["messages-blind-2_int8-0"]
+    assert lost != silent
+    text = page.read_text()
+    assert "old" not in text
+    # Robots decide 10 times a second: 3 values of 4 bits, and 2 of 8.
+    assert "| 3 int4, once | 12 | 120 |" in text
+    assert "| 2 int8, all lost | 16 | 160 |" in text
+    assert (page.parent / "images" / "messages_blind.png").stat().st_size > 1000
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}
+    assert table(*asked, command="messages").code == 0
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}
+    assert after == before  # nothing again
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--teams", "simple_sprea"), ("--variants", "2 int9")]
+)
+def test_unknown_names_of_messages(table, option, name):
+    done = table(option, name, command="messages")
+    assert done.code == 2
+    assert f"'{name}'" in done.err
+
+
+def test_causes_belong_to_one_team(table, tmp_path):
+    full = str(tmp_path / "full.yaml")
+    done = table("--teams", full, "--variants", "3 int4, once", command="messages")
+    assert done.code == 2
+    assert "'3 int4, once'" in done.err
+
+
+@pytest.mark.parametrize(("key", "empty"), [("causes", "{}"), ("disturbed", "[]")])
+def test_a_plan_that_names_an_unknown_team_is_refused(table, tmp_path, key, empty):
+    path = tmp_path / "plan.yaml"
+    path.write_text(path.read_text().replace(f"{key}:\n", f"{key}:\n    nobody: {empty}\n"))
+    done = table(command="messages")
+    assert done.code == 2
+    for named in (str(path), "messages", key, "'nobody'"):
+        assert named in done.err
