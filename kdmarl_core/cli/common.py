@@ -95,6 +95,18 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+def add_run(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every run that learns is told: how it goes on, is measured, and where it writes."""
+    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    parser.add_argument(
+        "--episodes", type=positive, default=1000, help="to measure (default 1000)"
+    )
+    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    add_output(parser, output)
+    add_seed(parser)
+    add_json(parser)
+
+
 def natural(text: str) -> int:
     """A whole number of zero or more, as an argument type."""
     value = int(text)

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
-    add_json,
-    add_output,
-    add_seed,
+    add_run,
     console,
-    positive,
     print_json,
     print_table,
     progress_bar,
@@ -42,17 +39,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="TERM", help="terms to switch off (ablation)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument(
         "--buffer", metavar="FILE", help="expert buffer to read, or to write if there is none"
     )
-    parser.add_argument(
-        "--episodes", type=positive, default=1000, help="to measure (default 1000)"
-    )
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
-    add_output(parser, "runs/bundles/<team>")
-    add_seed(parser)
-    add_json(parser)
+    add_run(parser, "runs/bundles/<team>")
     parser.set_defaults(command=distil_command)
 
 

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
-    add_json,
-    add_output,
-    add_seed,
+    add_run,
     console,
     positive,
     print_json,
@@ -38,18 +36,11 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--network",
-        choices=("mlp", "gru"),
+        choices=("mlp", "gru", "units"),
         help="the actor's, instead of the recipe's (with --team: gru)",
     )
     parser.add_argument("--env-steps", type=positive, help="instead of the recipe's")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
-    parser.add_argument(
-        "--episodes", type=positive, default=1000, help="to evaluate (default 1000)"
-    )
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
-    add_output(parser, "runs/train/<task>[-<team>]-<seed>")
-    add_seed(parser)
-    add_json(parser)
+    add_run(parser, "runs/train/<task>[-<team>]-<seed>")
     parser.set_defaults(command=train_teacher)
 
 
