@@ -18,6 +18,7 @@ from helpers import (
 
 from kdmarl_core.experiments import cells
 from kdmarl_core.metrics import normalised_retention
+from kdmarl_core.teacher.teacher import CARD
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
 
@@ -104,13 +105,11 @@ def test_what_is_computed_stays(table, tmp_path):
     asked += ("--compute", "given", "students", "bounds", "assisted")
     first = rows(table("--json", *asked))
     results = tmp_path / "work" / "results" / "mpe_simple_spread"
-    assert sorted(path.name for path in results.iterdir()) == [
-        "LH_groups-assisted-0.json",
-        "LH_groups-students-0.json",
-        "bound-groups.json",
-        "random.json",
-        "teacher.json",
-    ]
+    card = json.loads((tmp_path / "teacher" / CARD).read_text())
+    teacher = f"teacher-{card['weights_sha256'][:8]}"
+    assert sorted(path.stem for path in results.iterdir()) == [
+        "LH_groups-assisted-0", "LH_groups-students-0", "bound-groups", "random", teacher
+    ]  # fmt: skip
     changed_at = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert rows(table("--json", *asked)) == first  # nothing again
     assert rows(table("--json", *asked[:4])) == first  # nor unasked
@@ -127,7 +126,7 @@ def test_what_is_computed_stays(table, tmp_path):
         assert all(len(returns) == EPISODES for returns in of)
         scores = [returns.mean() for returns in of]
         assert row["scores"]["students"] == pytest.approx(scores)
-        others = (np.array(cells[name]["returns"]) for name in ("teacher", "random"))
+        others = (np.array(cells[name]["returns"]) for name in (teacher, "random"))
         expected = normalised_retention(of, *others)
         assert row["retention"]["value"] == pytest.approx(expected.value)
 

@@ -163,7 +163,7 @@ def _row(
     return RowCells(
         row=row,
         teacher=cell(
-            "teacher",
+            cells.teacher_name(card),
             "given",
             cells.teacher_inputs(task, card, episodes),
             lambda *_: cells.play_teacher(task, teacher, card, episodes),

@@ -107,6 +107,11 @@ def common_inputs(kind: str, task: Task, episodes: int) -> dict[str, Any]:
     }
 
 
+def teacher_name(card: TeacherCard) -> str:
+    """The name of the cell of a teacher; a task may have several."""
+    return f"teacher-{card.weights_sha256[:8]}"
+
+
 def teacher_inputs(task: Task, card: TeacherCard, episodes: int) -> dict[str, Any]:
     """Inputs of the cell of a task's teacher."""
     return common_inputs("teacher", task, episodes) | {"teacher": card.weights_sha256}
@@ -133,7 +138,7 @@ def read_given(
 ) -> tuple[Cell | None, Cell | None]:
     """The cells of a task's teacher and of random actions, where they exist."""
     return (
-        read_cell(folder / "teacher.json", teacher_inputs(task, card, episodes)),
+        read_cell(folder / f"{teacher_name(card)}.json", teacher_inputs(task, card, episodes)),
         read_cell(folder / "random.json", common_inputs("random", task, episodes)),
     )
 
