@@ -46,11 +46,14 @@ def ablation_command(arguments: argparse.Namespace) -> None:
     for name, lines in tables.items():
         print_table(name, HEADER, lines)
     if arguments.write:
-        parts = [markdown(f"Ablation, {name}", lines, HEADER) for name, lines in tables.items()]
+        parts = [
+            markdown(f"Ablation, {name}", lines, HEADER) for name, lines in tables.items() if lines
+        ]
         put_between(PAGE, "ablation", "\n".join(parts))
 
 
 def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> list[list[str]]:
+    """Printed rows of a team; none where nothing has been distilled."""
     import torch
 
     from kdmarl_core.distil.recipe import load_recipe
@@ -83,7 +86,7 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
                 )
             )
         found.append(Distilled(title, tuple(cell for cell in students if cell is not None)))
-    return page_rows(found, *known)
+    return page_rows(found, *known) if any(variant.students for variant in found) else []
 
 
 def _distil(work: Work, inputs: dict[str, Any], folder: Path, bar: Any, line: Any) -> Cell:
