@@ -29,6 +29,7 @@ EPISODES = 6
 def table(kdmarl, tmp_path, monkeypatch):
     """Runs `kdmarl table` or another command on a plan of two settings, all on a small scale."""
     teacher = write_teacher(tmp_path / "teacher")
+    other = write_teacher(tmp_path / "other", seed=1)
     recipe = changed(DISTILLATION_RECIPE, "offline.updates", 2)
     recipe = changed(recipe, "on_policy.iterations", 1)
     recipe = write_yaml(tmp_path / "distil.yaml", recipe)
@@ -60,7 +61,10 @@ def table(kdmarl, tmp_path, monkeypatch):
         },
         "messages": {
             "seeds": 2,
-            "teams": {paths[0]: [], paths[1]: ["defaults.student={width: 16}"]},
+            "teams": {
+                paths[0]: [],
+                paths[1]: [f"teacher={other}", "defaults.student={width: 16}"],
+            },
             "variants": {
                 "silent": {},
                 "2 int8": {"team": ["defaults.messages={size: 2, to: all}"]},
@@ -230,6 +234,8 @@ def test_messages(table, tmp_path):
     # A robot's own entry beats the changed default.
     assert {robot["student"]["width"] for robot in robots.values()} == {8}
     assert inputs["3_int4-once-0"]["recipe"]["on_policy"]["iterations"] == 0
+    other = json.loads((tmp_path / "other" / CARD).read_text())["weights_sha256"]
+    assert {made["teacher"] for made in inputs.values()} == {other}
     # Of the same students, whose returns differ by what becomes of their messages alone.
     assert inputs["2_int8-all_lost-0"].pop("messages") == {"loss": 1.0, "delay_steps": 0}
     assert inputs["2_int8-all_lost-0"] == inputs["2_int8-0"]

@@ -83,7 +83,7 @@ def _team(
     from kdmarl_core.team import load_team
 
     torch.set_num_threads(arguments.threads)
-    plain = load_team(name)
+    plain = load_team(name, plan.messages.teams[name])
     spec = plain.task.spec
     folder = Path(arguments.results) / spec.slug
     picture = PICTURES / f"messages_{plain.name}.png"
