@@ -63,8 +63,10 @@ def messages_command(arguments: argparse.Namespace) -> None:
         if there:
             lines = messages.page_rows(there, teacher, random)
             parts.append(markdown(f"Messages, {name}", lines, messages.HEADER))
-            if arguments.write:
-                messages.draw(name, there, teacher, random, bound, picture)
+            # Variants that tell causes apart send the same bits: they stand in the table alone.
+            drawn = [played for played in there if played.case.variant in plan.messages.variants]
+            if arguments.write and any(played.bits_per_step for played in drawn):
+                messages.draw(name, drawn, teacher, random, bound, picture)
                 parts.append(f"![Retention against bits per second](images/{picture.name})\n")
     if arguments.write:
         put_between(PAGE, "messages", "\n".join(parts))
