@@ -6,9 +6,9 @@ from kdmarl_core.cli.distil import run_distil
 from kdmarl_core.distil.recipe import load_recipe
 from kdmarl_core.evaluate import evaluation, play
 from kdmarl_core.files import share_folder
-from kdmarl_core.schema import from_mapping, read_yaml
-from kdmarl_core.tasks import make_task
-from kdmarl_core.teacher.mappo import Recipe
+from kdmarl_core.schema import read_yaml
+from kdmarl_core.tasks import make_task, task_names
+from kdmarl_core.teacher.mappo import load_recipe as load_training_recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
 from kdmarl_core.team import load_team, team_names
@@ -16,6 +16,7 @@ from kdmarl_ros.parameter_files import robot_parameters
 
 SHARE = share_folder()
 TRAINING = sorted((SHARE / "config" / "training").glob("*.yaml"))
+SPECS = {spec.slug: spec for spec in (make_task(name).spec for name in task_names())}
 TEACHERS = sorted(card.parent for card in (SHARE / "models").glob(f"*/{CARD}"))
 ROBOTS = SHARE / "config" / "robots"
 
@@ -75,9 +76,8 @@ def test_recipes(path):
     if path.stem.startswith("distil"):
         assert load_recipe(path.stem) == load_recipe(str(path))
         return
-    recipe = from_mapping(Recipe, read_yaml(path), str(path))
-    slug = make_task(recipe.task).spec.slug
-    assert path.stem in {slug, f"{slug}_opponent", f"{slug}_plain"}
+    spec = SPECS[path.stem.removesuffix("_opponent").removesuffix("_plain")]
+    assert load_training_recipe(path, spec).task == spec.name
 
 
 @pytest.mark.parametrize("folder", TEACHERS, ids=lambda path: path.name)

@@ -5,8 +5,8 @@ the order of a side's units says nothing; an attack is scored by the encoding of
 Both as Hao et al. 2023 ("Boosting multiagent reinforcement learning via permutation invariant and
 permutation equivariant networks"), in a plain form.
 
-Shapes: `N` agents, `A` actions, `I` inputs, `S` joint state, `W` width, `H` width of a unit's
-encoding; `...` any leading axes.
+Shapes: `N` agents, `U` units of both sides, `A` actions, `I` inputs, `S` joint state, `W` width;
+`...` any leading axes.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
 from kdmarl_core.errors import UserError
-from kdmarl_core.files import share_folder
+from kdmarl_core.files import config_file, share_folder
 from kdmarl_core.schema import (
     check_above_zero,
     check_at_least,
     check_share,
     from_mapping,
-    read_yaml,
+    read_with_bases,
 )
 from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.acting import Acting
@@ -97,13 +97,17 @@ def shipped_recipe(spec: TaskSpec, suffix: str = "") -> Path:
     return share_folder() / "config" / "training" / f"{spec.slug}{suffix}.yaml"
 
 
+def _recipe_path(name_or_path: str, where: str, folder: Path) -> Path:
+    return config_file("recipe", name_or_path, "training/*.yaml", where, folder)
+
+
 def load_recipe(path: Path, spec: TaskSpec) -> Recipe:
-    """The recipe in a file.
+    """The recipe in a file, laid over that which its key `base` names, if it has one.
 
     Raises:
         UserError: the file is missing or malformed, or is for another task.
     """
-    recipe = from_mapping(Recipe, read_yaml(path), str(path))
+    recipe = from_mapping(Recipe, read_with_bases(path, _recipe_path), str(path))
     if recipe.task != spec.name:
         raise UserError(
             f"{path}: task: '{recipe.task}' is not '{spec.name}'; give that task's recipe"
