@@ -36,7 +36,9 @@ def main() -> int:
         folder = find_teacher(name)
         task = make_task(read_card(folder).task)
         teacher, _ = load_teacher(folder, task.spec)
-        made = choices(teacher, task, arguments.envs, arguments.steps)
+        if task.spec.units is None:
+            parser.error(f"{name}: teaches {task.spec.name}, which is no battle; give one of SMAX")
+        made = choices(teacher, task, task.spec.units.moves, arguments.envs, arguments.steps)
         named = np.where(made.possible, fixed_order(made), -np.inf).argmax(-1)
         print(
             f"{name}: {(named == made.target).mean():.0%} of targets known from slots "
@@ -54,10 +56,8 @@ class Choices(NamedTuple):
     attacked: float  # share of the decisions with an enemy in range that were attacks
 
 
-def choices(teacher: Teacher, task: Task, envs: int, steps: int) -> Choices:
-    """What a teacher chooses in so many battles."""
-    assert task.spec.units is not None, f"{task.spec.name} is no battle"
-    moves = task.spec.units.moves
+def choices(teacher: Teacher, task: Task, moves: int, envs: int, steps: int) -> Choices:
+    """What a teacher chooses in so many battles, whose actions are so many moves, then attacks."""
     env = task.make_batch(envs)
     step, targets, possible, attacked = env.reset(0), [], [], []
     for _ in range(steps):
