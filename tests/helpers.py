@@ -24,7 +24,8 @@ from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import GruWeights, Layer, MessageWeights, student_model
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
-from kdmarl_core.teacher.teacher import Architecture, Teacher, TeacherCard, save_teacher
+from kdmarl_core.teacher.architecture import Architecture
+from kdmarl_core.teacher.teacher import Teacher, TeacherCard, save_teacher
 from kdmarl_core.team import Robot, StudentSpec, Team
 
 TASK = "mpe/simple_spread"

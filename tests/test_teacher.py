@@ -31,6 +31,7 @@ from kdmarl_core.schema import from_mapping
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import AgentSpec, BatchStep, Block, TaskSpec, View, make_task
 from kdmarl_core.teacher.acting import Acting
+from kdmarl_core.teacher.architecture import Architecture
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.rollout import Collector, sample
@@ -38,7 +39,6 @@ from kdmarl_core.teacher.self_play import self_play
 from kdmarl_core.teacher.teacher import (
     CARD,
     WEIGHTS,
-    Architecture,
     Teacher,
     load_bound,
     load_teacher,

@@ -5,7 +5,8 @@ import torch
 from helpers import opinionated
 
 from kdmarl_core.tasks import make_task
-from kdmarl_core.teacher.teacher import Architecture, Teacher
+from kdmarl_core.teacher.architecture import Architecture
+from kdmarl_core.teacher.teacher import Teacher
 from kdmarl_core.team import load_team
 
 SPEC = make_task("smax/5m_vs_6m").spec

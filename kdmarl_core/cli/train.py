@@ -8,7 +8,7 @@ import functools
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from kdmarl_core.cli.common import (
     add_run,
@@ -17,6 +17,7 @@ from kdmarl_core.cli.common import (
     print_json,
     progress_bar,
 )
+from kdmarl_core.teacher.architecture import Network
 
 if TYPE_CHECKING:
     from kdmarl_core.tasks import Task
@@ -36,7 +37,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--network",
-        choices=("mlp", "gru", "units"),
+        choices=get_args(Network),
         help="the actor's, instead of the recipe's (with --team: gru)",
     )
     parser.add_argument("--env-steps", type=positive, help="instead of the recipe's")

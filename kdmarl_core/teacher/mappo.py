@@ -31,9 +31,10 @@ from kdmarl_core.schema import (
 )
 from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.acting import Acting
+from kdmarl_core.teacher.architecture import Architecture, Network
 from kdmarl_core.teacher.returns import gae, ppo_clip
 from kdmarl_core.teacher.rollout import Rollout
-from kdmarl_core.teacher.teacher import Architecture, Network, Teacher, mask_logits
+from kdmarl_core.teacher.teacher import Teacher, mask_logits
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

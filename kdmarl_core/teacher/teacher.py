@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,33 +26,15 @@ from kdmarl_core.metrics import Evaluation
 from kdmarl_core.nets.gru import GruNet
 from kdmarl_core.nets.mlp import Mlp
 from kdmarl_core.nets.units import UnitsActor, UnitsCritic
-from kdmarl_core.schema import check_at_least, from_mapping, read_json
+from kdmarl_core.schema import from_mapping, read_json
 from kdmarl_core.tasks import TaskSpec
+from kdmarl_core.teacher.architecture import Architecture
 from kdmarl_core.teacher.reads import FullReads, Reads, RestrictedReads
 from kdmarl_core.team import SensedBlocks, Team
 
 CARD = "card.json"
 WEIGHTS = "weights.safetensors"
 MASKED = -1e9
-
-
-Network = Literal["mlp", "gru", "units"]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The teacher's networks.
-
-    In a recurrent one the actor's last hidden layer is a GRU; one of units is for battles
-    (`kdmarl_core.nets.units`), where every unit is known.
-    """
-
-    network: Network
-    width: int
-    layers: int
-
-    def __post_init__(self) -> None:
-        check_at_least(1, self, "width", "layers")
 
 
 class Thoughts(NamedTuple):
