@@ -56,7 +56,7 @@ def table(kdmarl, tmp_path, monkeypatch):
             "without": ["kl"],
             "others": {
                 "offline only": {"recipe": ["on_policy.iterations=0"]},
-                "wide": {"team": ["robots.robot_0.student.width=24"]},
+                "wide": {"team": ["robots.robot_0.student.width=24", f"teacher={other}"]},
             },
         },
         "messages": {
@@ -72,7 +72,10 @@ def table(kdmarl, tmp_path, monkeypatch):
             "causes": {
                 paths[1]: {
                     "3 int4, once": {
-                        "team": ["defaults.messages={size: 3, to: all, format: int4}"],
+                        "team": [
+                            "defaults.messages={size: 3, to: all, format: int4}",
+                            f"teacher={teacher}",
+                        ],
                         "recipe": ["on_policy.iterations=0"],
                     },
                 },
@@ -89,6 +92,10 @@ def table(kdmarl, tmp_path, monkeypatch):
         return kdmarl(command, "--plan", plan_path, "--threads", "1", *arguments)
 
     return run
+
+
+def sha256_of(teacher):
+    return json.loads((teacher / CARD).read_text())["weights_sha256"]
 
 
 def rows(done):
@@ -118,6 +125,10 @@ def test_what_is_computed_stays(table, tmp_path):
     assert rows(table("--json", *asked)) == first  # nothing again
     assert rows(table("--json", *asked[:4])) == first  # nor unasked
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == changed_at
+    printed = table(*asked[:4]).out.splitlines()  # a line for each row, as nobody looks
+    assert [line.split("  ")[0].strip() for line in printed if "LH groups" in line] == [
+        "LH groups", "LH groups, assistant"
+    ]  # fmt: skip
     cells = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
     assert "assistant" not in cells["LH_groups-students-0"]["inputs"]
     assistant = cells["LH_groups-assisted-0"]["inputs"]["assistant"]
@@ -165,7 +176,8 @@ def test_the_page(table, tmp_path):
     assert text.startswith("Before.\n<!-- table -->\n## mpe/simple_spread\n")
     assert text.endswith("<!-- end of table -->\nAfter.\n")
     assert "old" not in text
-    assert "| LH groups, assistant |" in text
+    assert "| LH groups |" in text
+    assert "assistant" not in text  # nobody has been taught by one
     assert "| 94.8 |" in text  # the source's own: 46 / 48.5
 
 
@@ -201,6 +213,10 @@ def test_ablation(table, tmp_path):
     widths = {name: robot["student"]["width"] for name, robot in robots.items()}
     assert widths.pop("wide") == 24
     assert 24 not in widths.values()
+    main, other = sha256_of(tmp_path / "teacher"), sha256_of(tmp_path / "other")
+    taught = {name: made["teacher"] for name, made in inputs.items()}
+    assert taught.pop("wide") == other
+    assert set(taught.values()) == {main}
 
 
 def message_cells(tmp_path):
@@ -234,8 +250,10 @@ def test_messages(table, tmp_path):
     # A robot's own entry beats the changed default.
     assert {robot["student"]["width"] for robot in robots.values()} == {8}
     assert inputs["3_int4-once-0"]["recipe"]["on_policy"]["iterations"] == 0
-    other = json.loads((tmp_path / "other" / CARD).read_text())["weights_sha256"]
-    assert {made["teacher"] for made in inputs.values()} == {other}
+    main, other = sha256_of(tmp_path / "teacher"), sha256_of(tmp_path / "other")
+    taught = {name: made["teacher"] for name, made in inputs.items()}
+    assert taught.pop("3_int4-once-0") == main
+    assert set(taught.values()) == {other}
     # Of the same students, whose returns differ by what becomes of their messages alone.
     assert inputs["2_int8-all_lost-0"].pop("messages") == {"loss": 1.0, "delay_steps": 0}
     assert inputs["2_int8-all_lost-0"] == inputs["2_int8-0"]

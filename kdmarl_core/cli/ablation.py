@@ -65,16 +65,19 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
 
     torch.set_num_threads(arguments.threads)
     plain = load_team(name)
-    teacher, card = load_teacher(find_teacher(plain.teacher), plain.task.spec)
-    folder = Path(arguments.results) / plain.task.spec.slug
+    spec = plain.task.spec
+    folder = Path(arguments.results) / spec.slug
+    # Of whose score students keep a part, whoever teaches them.
+    _, card = load_teacher(find_teacher(plain.teacher), spec)
     known = cells.read_given(plain.task, card, plan.episodes, folder)
     found = []
     for title, variant in plan.ablation.variants().items():
         team = load_team(name, variant.team)
+        taught = load_teacher(find_teacher(team.teacher), spec)
         recipe = load_recipe(team.recipe, variant.recipe, variant.without)
         students = []
         for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
-            work = Work(team, teacher, card, recipe, seed)
+            work = Work(team, *taught, recipe, seed)
             label = f"ablation-{team.name}-{title.replace(' ', '_')}-{seed}"
             inputs = cells.student_inputs(work, plan.episodes)
             compute = functools.partial(_distil, work, inputs, Path("runs") / "table" / label)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 Command = Callable[[argparse.Namespace], None]
+LONGEST_LINE = 10_000  # characters
 console = Console(stderr=True, highlight=False)
 
 
@@ -158,4 +159,6 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    # A file or another program is given every row as one line.
+    width = None if sys.stdout.isatty() else LONGEST_LINE
+    Console(highlight=False, width=width).print(table)

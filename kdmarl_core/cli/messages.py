@@ -95,7 +95,8 @@ def _team(
         if arguments.compute:
             raise
         return [], (None, None, None), picture  # a teacher that has yet to be trained
-    teacher, card = load_teacher(place, spec)
+    # Of whose score students keep a part, whoever teaches them.
+    _, card = load_teacher(place, spec)
     bound = cells.read_cell(
         folder / f"{cells.bound_name(plain)}.json",
         cells.bound_inputs(plain, cells.bound_recipe(spec), plan.episodes),
@@ -108,9 +109,10 @@ def _team(
             continue
         team = load_team(name, (*plan.messages.teams[name], *how.team))
         recipe = load_recipe(team.recipe, how.recipe, how.without)
+        taught = load_teacher(find_teacher(team.teacher), spec)
         wanted = messages.cases(plan.messages, name, variant)
         by_seed = [
-            _cells(Work(team, teacher, card, recipe, seed), wanted, folder, plan, arguments, bar)
+            _cells(Work(team, *taught, recipe, seed), wanted, folder, plan, arguments, bar)
             for seed in seeds
         ]
         bits = messages.bits_per_step(team)

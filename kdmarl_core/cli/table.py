@@ -214,11 +214,13 @@ def distil_reporter(bar: Any, line: Any) -> Any:
 
 
 def _tables(found: list[RowCells]) -> dict[str, list[list[str]]]:
-    """Printed rows by task."""
+    """Printed rows by task; those with an assistant only where one has taught."""
     from kdmarl_core.experiments.table import page_rows
 
     tables: dict[str, list[list[str]]] = {}
     for cells in found:
+        if cells.row.assisted and not cells.students:
+            continue
         tables.setdefault(cells.row.task, []).append(page_rows(cells))
     return tables
 
