@@ -63,7 +63,7 @@ def _update(team: Team, recipe: Recipe) -> tuple[Callable[[], None], StudentTeam
     """One update of the recipe's on-policy phase, its students and its minibatch."""
     torch.manual_seed(0)
     students = StudentTeam(team)
-    heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
+    heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
     learner = Learner(students, heads, recipe)
     batch = _random_batch(team, students, recipe)
 

@@ -30,6 +30,7 @@ class Restriction(nn.Module):
             own if robot.random_features is None else torch.cat([own, own + size])
             for own, robot in zip(kept, robots, strict=True)
         ]
+        self.sensed = [len(own) for own in kept]  # features of each robot, which come first
         self.sizes = [len(own) for own in columns]  # of each robot's input
         gather = torch.full((len(robots), max(self.sizes)), 2 * size if self.random else size)
         for row, own in zip(gather, columns, strict=True):

@@ -59,6 +59,7 @@ OFF = {
     "structure": 0.0,
     "role": 0.0,
     "entropy": 0.0,
+    "grounding": 0.0,
 }
 _WEIGHTS = OFF | {"ppo": 0.1, "kl": 1.0, "cross_entropy": 0.1}
 DISTILLATION_RECIPE = {
@@ -287,5 +288,5 @@ def message_weights(manifest: Manifest, width: int, seed: int = 0) -> MessageWei
 
 def make_learner(students, recipe):
     """A learner for students."""
-    heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
+    heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
     return Learner(students, heads, recipe)

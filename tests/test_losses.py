@@ -16,6 +16,7 @@ from kdmarl_core.distil.losses import (
     Weights,
     critic_free_ppo,
     entropy,
+    grounding,
     hard_cross_entropy,
     pair_cosines,
     policy_kl,
@@ -308,10 +309,19 @@ def test_soft_cross_entropy_is_the_divergence_and_the_teachers_entropy():
     assert float(found) == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_grounding_by_hand():
+    """Two samples of two senders with two features; differences 1, 2, 0, -1 and all zero."""
+    sensed = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    read = torch.tensor([[[0.0, 0.0], [3.0, 5.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    assert float(grounding(sensed, read)) == pytest.approx((1 + 4 + 0 + 1) / 2)
+    assert float(grounding(sensed, sensed)) == 0.0
+
+
 # The whole objective
 
 SIGNS = dict.fromkeys(OFF, 1) | {"ppo": -1, "entropy": -1}
-VALUES = (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0)
+del SIGNS["grounding"]  # teaches no policy, and is refused alone
+VALUES = (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0)
 
 
 @pytest.mark.parametrize(("name", "sign"), SIGNS.items())
@@ -333,12 +343,13 @@ def test_a_term_that_is_switched_off_may_overflow():
 
 def test_all_weights_of_zero_are_refused(refusal):
     assert "all weights are 0" in refusal(lambda: Weights(**OFF))
+    assert "all weights are 0" in refusal(lambda: Weights(**OFF | {"grounding": 1.0}))
 
 
 def test_total_adds_up():
     terms = Terms(*map(torch.tensor, VALUES))
-    weights = Weights(*(10.0**i for i in range(7)))
-    assert float(total(terms, weights)) == -2 + 30 + 500 + 7e3 + 11e4 + 13e5 - 17e6
+    weights = Weights(*(2.0**i for i in range(8)))
+    assert float(total(terms, weights)) == -2 + 6 + 20 + 56 + 176 + 416 - 1088 + 2432
 
 
 @pytest.mark.parametrize("name", list(OFF))

@@ -19,6 +19,7 @@ from helpers import (
 from kdmarl_core.bundle import FORMATS, BundlePolicy, Disturbance, Inbox, PeerEntry, encode
 from kdmarl_core.bundle.messages import decode, is_lost
 from kdmarl_core.distil import student as distil_student
+from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.losses import Weights
 from kdmarl_core.distil.messages import (
     Mail,
@@ -422,7 +423,12 @@ def plainly(sensed, values, core, head, routes, levels, mail):
     return Unrolled(torch.cat(embeddings, -1), *stacked, mail)
 
 
-def test_the_backward_by_hand_is_autograds(load, monkeypatch):
+@pytest.mark.parametrize(
+    ("acting", "of_messages"),
+    [(True, 0), (True, 2), (False, 2)],
+    ids=["logits", "both", "messages"],
+)
+def test_the_backward_by_hand_is_autograds(load, monkeypatch, acting, of_messages):
     begins = some_begins()
     team = load(MIXED)
     _, delivery = delivered(team, begins)
@@ -436,12 +442,22 @@ def test_the_backward_by_hand_is_autograds(load, monkeypatch):
             monkeypatch.setattr(distil_student, "unroll", plainly)
         students.zero_grad()
         output = run(students, inputs, mask, begins, delivery)
-        (output.logits * weight).sum().backward()
-        gradients = {key: value.grad.clone() for key, value in students.named_parameters()}
-        found[name] = output, gradients
+        loss = (output.logits * weight).sum()
+        if of_messages:
+            loss = of_messages * (output.message * weight[..., :3]).sum() + (loss if acting else 0)
+        loss.backward()
+        found[name] = (
+            output,
+            {
+                key: value.grad.clone()
+                for key, value in students.named_parameters()
+                if value.grad is not None
+            },
+        )
     (ours, own), (theirs, expected) = found["by hand"], found["plainly"]
     for field in ("logits", "message", "held"):
         torch.testing.assert_close(getattr(ours, field), getattr(theirs, field))
+    assert own.keys() == expected.keys()
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(own[name], gradient, atol=1e-4, rtol=1e-4)
@@ -653,6 +669,47 @@ def test_a_message_that_helps_is_learned(load, network):
     silent, speaking = divergence.values()
     assert silent > 0.57  # a coin for five of six steps: 5/6 ln 2
     assert speaking < 0.3
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_grounded_messages_say_what_their_senders_sense(load, network):
+    """Three values of one and two of another; a robot that tells nothing learns nothing."""
+    torch.manual_seed(0)
+    team = load(MIXED, f"defaults.student.network={network}", "robots.robot_2.messages=null")
+    students = StudentTeam(team)
+    learner = make_learner(students, recipe())
+    begins = torch.zeros(6, 64, dtype=torch.bool)
+    begins[0] = True
+    before = students.aligner.weight.detach().clone()
+    # Of no advantage: nothing but messages is learned.
+    weights = Weights(**OFF | {"ppo": 1.0, "grounding": 1.0})
+    errors = [
+        float(learner.update(told_what_to_do(students, begins, n), weights, 1e-2).grounding)
+        for n in range(300)
+    ]
+    # Independent features of variance one, ten and four: three and two can be told at best.
+    assert errors[0] > 13
+    assert 9 < np.mean(errors[-20:]) < 11
+    assert (students.aligner.weight != before).any((1, 2)).tolist() == [True, True, False]
+
+
+def test_grounding_is_in_features_and_not_in_which_of_them_are_shown(load):
+    team = load(
+        {"base": "simple_spread_random"},
+        "defaults.messages={size: 2, to: all}",
+        "robots.robot_1.messages=null",
+        "robots.robot_2.sensors=[velocity, position]",
+        "robots.robot_2.random_features=null",
+    )
+    students = StudentTeam(team)
+    heads, restriction = CoordinationHeads(students, 4, 2), students.restriction
+    observation = torch.randn(5, 3, 18)
+    visible = restriction.draw(5, torch.Generator().manual_seed(0))
+    found = heads.sensed_by_senders(restriction.inputs(observation, visible))
+    assert found.shape == (5, 2, 14)  # all but the block that is always zero
+    assert torch.equal(found[:, 0], (observation * visible)[:, 0, :14])
+    assert torch.equal(found[:, 1, :4], observation[:, 2, :4])
+    assert (found[:, 1, 4:] == 0).all()
 
 
 def told_what_to_do(students, begins, seed):

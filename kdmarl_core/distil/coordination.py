@@ -1,11 +1,15 @@
-"""What the coordination terms need beside the students: projections that are dropped at export.
+"""What terms of the objective need beside the students: projections that are dropped at export.
 
 Students may have different widths, so each one's embedding passes a linear head to a common width
 before cosines between robots are taken (eq. 9), and a linear head U_S to K role scores (eq. 11).
 The teacher's role projection U_T is fitted once and frozen: if it learned too, both sides could
 meet by collapsing.
 
-Shapes: `B` samples, `N` robots, `W` widest student, `C` common width, `K` roles.
+Where robots tell each other anything, a linear map reads from each one's message what it senses.
+
+Shapes: `B` samples, `N` robots, `W` widest student, `C` common width, `K` roles, `M` widest
+message, `I` widest student input; of robots that tell anything `S`, whose widest sensors have `F`
+features.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdmarl_core.distil.stacked import StackedLinear
+from kdmarl_core.distil.student import StudentTeam
 
 LLOYD_ITERATIONS = 50
 
@@ -21,12 +26,19 @@ LLOYD_ITERATIONS = 50
 class CoordinationHeads(nn.Module):
     """Trained with the students, never deployed."""
 
-    def __init__(self, widths: list[int], common_width: int, roles: int) -> None:
-        """Heads for students of these widths."""
+    def __init__(self, students: StudentTeam, common_width: int, roles: int) -> None:
+        """Heads for these students."""
         super().__init__()
+        widths, wiring = students.widths, students.wiring
         robots = len(widths)
         self.common = StackedLinear(widths, [common_width] * robots, 1.0)
         self.roles = StackedLinear(widths, [roles] * robots, 1.0)
+        told = wiring.sizes if wiring else []
+        self._senders = [robot for robot, size in enumerate(told) if size]
+        if self._senders:
+            sensed = [students.restriction.sensed[robot] for robot in self._senders]
+            self._own = torch.arange(max(sensed)) < torch.tensor(sensed)[:, None]  # [S, F]
+            self.reader = StackedLinear([told[robot] for robot in self._senders], sensed, 1.0)
 
     def structure(self, embedding: Tensor) -> Tensor:
         """phi_S [B, N, W] at the common width, [B, N, C]."""
@@ -37,6 +49,15 @@ class CoordinationHeads(nn.Module):
         """U_S phi_S, [B, N, K]."""
         output: Tensor = self.roles(embedding.permute(1, 2, 0))
         return output.permute(2, 0, 1)
+
+    def read(self, message: Tensor) -> Tensor:
+        """What messages [B, N, M] say about what their senders sense, [B, S, F]."""
+        output: Tensor = self.reader(message[:, self._senders].permute(1, 2, 0))
+        return output.permute(2, 0, 1)
+
+    def sensed_by_senders(self, inputs: Tensor) -> Tensor:
+        """What senders sense, of student inputs [B, N, I], zero-padded to [B, S, F]."""
+        return inputs[:, self._senders, : self._own.shape[1]] * self._own
 
 
 def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:

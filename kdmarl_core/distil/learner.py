@@ -15,6 +15,7 @@ from kdmarl_core.distil.losses import (
     Weights,
     critic_free_ppo,
     entropy,
+    grounding,
     hard_cross_entropy,
     policy_kl,
     relational_structure,
@@ -94,10 +95,18 @@ class Learner:
             ),
             "entropy": lambda: entropy(student),
         }
+        message = output.message
+        if message is not None:
+            compute["grounding"] = lambda: grounding(
+                heads.sensed_by_senders(batch.inputs.flatten(0, 1)),
+                heads.read(message.flatten(0, 1)),
+            )
         return Terms(
             **{
-                name: term() if getattr(weights, name) else torch.zeros(())
-                for name, term in compute.items()
+                name: compute[name]()
+                if name in compute and getattr(weights, name)
+                else torch.zeros(())
+                for name in Terms._fields
             }
         )
 

@@ -35,11 +35,12 @@ class Weights:
     structure: float  # lambda_str
     role: float  # lambda_role
     entropy: float  # zeta
+    grounding: float  # of messages, where there are some
 
     def __post_init__(self) -> None:
         names = [field.name for field in fields(self)]
         check_at_least(0, self, *names)
-        if not any(getattr(self, name) for name in names):
+        if not any(getattr(self, name) for name in names if name != "grounding"):
             raise UserError("all weights are 0, so nothing would be learned; raise one of them")
 
 
@@ -53,6 +54,7 @@ class Terms(NamedTuple):
     structure: Tensor
     role: Tensor
     entropy: Tensor
+    grounding: Tensor
 
 
 def critic_free_ppo(
@@ -119,6 +121,19 @@ def entropy(student: Tensor) -> Tensor:
     return -(student.exp() * student).sum(-1).mean(0).sum()
 
 
+def grounding(sensed: Tensor, read: Tensor) -> Tensor:
+    """Squared error of what is read from messages, summed over robots and features [B, N, F].
+
+    Not the source's, which has no messages: one that tells what its sender senses gives those who
+    learn to listen something to begin with (autoencoded messages, Lin et al. 2021).
+
+    Args:
+        sensed: what senders sense.
+        read: what linear maps make of their messages.
+    """
+    return (sensed - read).square().sum((-1, -2)).mean()
+
+
 def total(terms: Terms, weights: Weights) -> Tensor:
     """The objective to be minimised (Algorithm 1, line 14); a weight of zero leaves a term out."""
     parts = [
@@ -129,6 +144,7 @@ def total(terms: Terms, weights: Weights) -> Tensor:
         (weights.structure, terms.structure),
         (weights.role, terms.role),
         (-weights.entropy, terms.entropy),
+        (weights.grounding, terms.grounding),
     ]
     return torch.stack([weight * term for weight, term in parts if weight]).sum()
 

@@ -140,7 +140,7 @@ def distil(
     team, recipe, seed = work.team, work.recipe, work.seed
     torch.manual_seed(derive_seed(seed, 10))
     students = StudentTeam(team)
-    heads = CoordinationHeads(students.widths, recipe.common_width, recipe.roles)
+    heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
     learner = Learner(students, heads, recipe)
     kept = None
     if buffer_file is not None and buffer_file.exists():

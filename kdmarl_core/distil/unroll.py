@@ -23,7 +23,7 @@ class Unrolled(NamedTuple):
     """What all steps gave."""
 
     embedding: Tensor  # [N, W, T * B]; gradients pass through it
-    message: Tensor  # [T, N, M, B], before it is rounded
+    message: Tensor  # [T, N, M, B], before it is rounded; gradients pass through it, too
     held: Tensor  # [T, N, V, B]
     mail: Mail  # after the last step
 
@@ -107,7 +107,7 @@ class _Unroll(torch.autograd.Function):
             held.view(steps, robots, -1, episodes),
             sent.view(late + steps, robots, told, episodes).flatten(1, 2),
         )
-        ctx.mark_non_differentiable(*outputs)
+        ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)
         return _behind(second), *outputs
 
@@ -116,9 +116,10 @@ class _Unroll(torch.autograd.Function):
         values, core_weight, head_weight, arrives, stays, rows, first, second, message, held = (
             ctx.saved_tensors
         )
-        embedding = gradients[0]
-        assert embedding is not None
         steps, robots, _, episodes = first.shape
+        embedding, of_message = gradients[:2]
+        if embedding is None:
+            embedding = torch.zeros_like(_behind(second))
         told = message.shape[2]
         to_first, to_second = torch.empty_like(first), torch.empty_like(second)
         to_message = torch.empty_like(message)
@@ -129,6 +130,8 @@ class _Unroll(torch.autograd.Function):
         to_held: Tensor | None = None
         for t in reversed(range(steps)):
             sent = to_sent[ctx.late + t].view(robots, told, episodes)
+            if of_message is not None:
+                sent = sent + of_message[t]
             torch.mul(sent, slope[t], out=to_message[t])
             # What this step's embedding owes: to the loss, and to the messages that it sent.
             owed = torch.baddbmm(by_step[t], head_weight.transpose(1, 2), to_message[t])
