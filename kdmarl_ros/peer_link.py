@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdmarl_ros.spin import Polled
 
 
 class PeerLink:
-    """See the module's docstring. Messages wait until they are asked for, and wake nobody up."""
+    """See the module's docstring. Messages wait until they are fetched, and wake nobody up."""
 
     def __init__(self, node: Node, manifest: Manifest) -> None:
         """Make the topics that a robot's manifest lists; none for a robot without messages."""
@@ -35,6 +36,7 @@ class PeerLink:
             )
             for peer in manifest.peers
         ]
+        self._fetched: list[deque[Heard]] = [deque(maxlen=qos.MESSAGE.depth) for _ in self._heard]
         self._message = PeerMessage()
         self._told: Publisher[PeerMessage] | None = None
         if manifest.message:
@@ -55,16 +57,23 @@ class PeerLink:
             subscription.get_publisher_count() > 0 for subscription in self._heard
         )
 
-    def hear(self) -> Iterator[Heard]:
-        """What peers have sent since they were last listened to, of each the newest few."""
-        for index, subscription in enumerate(self._heard):
+    def fetch(self) -> None:
+        """Take what has come. Done while nothing is to be decided, it delays no decision."""
+        for index, (subscription, kept) in enumerate(zip(self._heard, self._fetched, strict=True)):
             for _ in range(qos.MESSAGE.depth):
                 taken: Any = subscription.handle.take_message(PeerMessage, False)
                 if not taken:
                     break
                 message = taken[0]
                 data = bytes(message.data)
-                yield Heard(index, message.episode, message.step, message.bits, data)
+                kept.append(Heard(index, message.episode, message.step, message.bits, data))
+
+    def hear(self) -> Iterator[Heard]:
+        """What peers have sent since they were last listened to, of each the newest few."""
+        self.fetch()
+        for kept in self._fetched:
+            yield from kept
+            kept.clear()
 
     def tell(self, told: Told) -> None:
         """Publish what the policy says to its peers."""

@@ -559,6 +559,7 @@ class PolicyNode(LifecycleNode):
         self._compute_s.append(decision.compute_s)
         if not decision.safe:
             self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())
+        self._peers.fetch()
 
     def _send(self, decision: Decision) -> None:
         message = self._message
