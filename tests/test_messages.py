@@ -643,32 +643,47 @@ def test_what_is_told_changes_what_is_done(load):
     )
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_message_that_helps_is_learned(load, network):
-    """robot_1 shall do what robot_0 saw a step ago, which nobody but robot_0 can see."""
-    settings = recipe()
+def divergence_of_listener(load, network, messages, prepare, weights, updates):
+    """KL of robot_1, which shall do what robot_0 saw a step ago and nobody else can see."""
     begins = torch.zeros(6, 32, dtype=torch.bool)
     begins[0] = True
-    divergence = {}
-    for messages in ("null", "{size: 1, to: [robot_1]}"):
-        team = load(
-            {"base": "simple_spread_lh", "robots": {"robot_0": {"messages": None}}},
-            f"defaults.student={{network: {network}, width: 8}}",
-            f"robots.robot_0.messages={messages}",
-        )
-        torch.manual_seed(0)
-        # Of clear opinions: who is not listened to has little to learn, and the reverse.
-        learner = make_learner(opinionated(StudentTeam(team)), settings)
-        for number in range(180):
-            terms = learner.update(
-                told_what_to_do(learner.students, begins, number),
-                Weights(**OFF | {"kl": 1.0}),
-                3e-2,
-            )
-        divergence[messages] = float(terms.kl)
-    silent, speaking = divergence.values()
-    assert silent > 0.57  # a coin for five of six steps: 5/6 ln 2
+    team = load(
+        {"base": "simple_spread_lh", "robots": {"robot_0": {"messages": None}}},
+        f"defaults.student={{network: {network}, width: 8}}",
+        f"robots.robot_0.messages={messages}",
+    )
+    torch.manual_seed(0)
+    learner = make_learner(prepare(StudentTeam(team)), recipe())
+    for number in range(updates):
+        batch = told_what_to_do(learner.students, begins, number)
+        terms = learner.update(batch, Weights(**OFF | {"kl": 1.0} | weights), 3e-2)
+    return float(terms.kl)
+
+
+IGNORANT = 0.57  # a coin for five of six steps: 5/6 ln 2
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_message_that_helps_is_learned(load, network):
+    # Of clear opinions: who is not listened to has little to learn, and the reverse.
+    silent, speaking = (
+        divergence_of_listener(load, network, messages, opinionated, {}, 180)
+        for messages in ("null", "{size: 1, to: [robot_1]}")
+    )
+    assert silent > IGNORANT
     assert speaking < 0.3
+
+
+def test_grounded_messages_are_learned_by_beginners(load):
+    """Students without opinions, as all begin."""
+    beside, grounded = (
+        divergence_of_listener(
+            load, "mlp", "{size: 1, to: [robot_1]}", lambda students: students, weights, 120
+        )
+        for weights in ({}, {"grounding": 0.1})
+    )
+    assert beside > IGNORANT
+    assert grounded < 0.2
 
 
 @pytest.mark.parametrize("network", NETWORKS)
