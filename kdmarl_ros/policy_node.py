@@ -1,8 +1,9 @@
 """One robot's student as a managed node: its own sensor topics in, actions out.
 
 configure loads and verifies the bundle and makes the entities, activate starts acting, deactivate
-publishes the safe action and stops. Wiring only: decisions are made in `policy_runtime`, people
-are heard in `console`, peers in `peer_link`, what is reported is put into words in `health`.
+publishes the safe action and stops. Wiring only: the frame is `managed_node`, decisions are made
+in `policy_runtime`, people are heard in `console`, peers in `peer_link`, what is reported is put
+into words in `health`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import functools
 import math
 import sys
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +21,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, JumpThreshold
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -32,6 +30,7 @@ from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import health, peers, qos, topics
 from kdmarl_ros.console import Console
+from kdmarl_ros.managed_node import ManagedNode
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
 from kdmarl_ros.parameters import (
     PolicyParameters,
@@ -50,7 +49,7 @@ from kdmarl_ros.safety import (
     default_timeout_s,
 )
 from kdmarl_ros.security import refuse_open_middleware, trust
-from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
+from kdmarl_ros.spin import MessagesFirst
 from kdmarl_ros.spin import main as spin_main
 
 if TYPE_CHECKING:
@@ -78,24 +77,14 @@ INTERFACE = (
 )
 
 
-class PolicyNode(LifecycleNode):
+class PolicyNode(ManagedNode):
     """`policy_node`: see the module's docstring; parameters in `PolicyParameters`."""
 
     def __init__(
         self, arguments: Sequence[str] | None = None, group: MessagesFirst | None = None
     ) -> None:
-        """A node by the ROS arguments of its process, unless it is given its own.
-
-        Args:
-            arguments: ROS arguments of this node alone.
-            group: of all its entities.
-        """
-        self._callback_group = group or MessagesFirst()  # before rclpy makes the node's services
-        super().__init__(
-            topics.POLICY_NODE,
-            cli_args=None if arguments is None else list(arguments),
-            use_global_arguments=arguments is None,
-        )
+        """As `ManagedNode`."""
+        super().__init__(topics.POLICY_NODE, arguments, group)
         self._knows_peers_s = time.monotonic() + DISCOVERY_S
         self._given = declare(self, PolicyParameters, arguments)
         self._namespace = self.get_namespace().strip("/")
@@ -106,10 +95,6 @@ class PolicyNode(LifecycleNode):
         self._readings = 0
         self._sensors: list[Subscription[Any]] = []  # in the order of the runtime's inputs
         self._peers: PeerLink | None = None
-        self._state = "unconfigured"
-        self._active = False
-        self._refusal: UserError | None = None
-        self._failure = ""
         self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._floods: Counter[str] = Counter()
@@ -122,39 +107,10 @@ class PolicyNode(LifecycleNode):
         self.create_service(Trigger, topics.RELOAD, self._on_reload)
         self._make_diagnostics()
 
-    @property
-    def default_callback_group(self) -> MessagesFirst:
-        """The group of all entities, rclpy's own services among them."""
-        return self._callback_group
-
-    def run(self, stop: Stop) -> None:
-        """Spin until asked to stop; configure and activate first if autostart is set."""
-        executor = SingleThreadedExecutor()
-        executor.add_node(self)
-        self.start()
-        spinner = PunctualSpinner(executor)
-        while not stop.requested:
-            self.safely(spinner.spin_once, self._callback_group.wait_s())
-            self._callback_group.callback_done()
-        spinner.close()
-        executor.remove_node(self)
-
     def start(self) -> None:
         """Configure and activate, if autostart is set; a `UserError` if that cannot be done."""
         if self._given.autostart:
-            self._autostart()
-
-    def safely(self, work: Callable[..., object], *arguments: object) -> None:
-        """Do some of the node's work; what it raises ends in the safe action and is said."""
-        try:
-            work(*arguments)
-        except Exception:
-            self._fail(traceback.format_exc())
-
-    def close(self) -> None:
-        """Publish the safe action before the context goes."""
-        if self._active:
-            self.trigger_deactivate()
+            self.autostart()
 
     # What a process of several robots does in another way
 
@@ -172,72 +128,6 @@ class PolicyNode(LifecycleNode):
         decide()
 
     # Transitions
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load and verify the bundle, make publishers, subscriptions and timers."""
-        return self._guarded("configure", self._configure, state, super().on_configure, "inactive")
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start acting."""
-        return self._guarded("activate", self._activate, state, super().on_activate, "active")
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Publish the safe action, then nothing more."""
-        result = self._guarded(
-            "deactivate", self._deactivate, state, super().on_deactivate, "inactive"
-        )
-        return TransitionCallbackReturn.ERROR if self._failure else result
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model and all entities."""
-        return self._guarded("clean up", self._cleanup, state, super().on_cleanup, "unconfigured")
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Leave the robot safe."""
-        return self._guarded(
-            "shut down", self._deactivate, state, super().on_shutdown, "finalized"
-        )
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Leave the robot safe and start over from unconfigured."""
-        return self._guarded("recover", self._cleanup, state, super().on_error, "unconfigured")
-
-    def _guarded(
-        self,
-        what: str,
-        work: Callable[[], None],
-        state: LifecycleState,
-        then: Callable[[LifecycleState], TransitionCallbackReturn],
-        reached: str,
-    ) -> TransitionCallbackReturn:
-        # rclpy swallows what a transition raises: say it here.
-        try:
-            work()
-            result = then(state)
-            if result == TransitionCallbackReturn.SUCCESS:
-                self._state = reached
-            return result
-        except UserError as error:
-            self._refusal = error
-            self._failure = f"cannot {what}: {error}"
-            self.get_logger().error(f"cannot {what}: {error}")
-        except Exception:
-            self.get_logger().error(f"cannot {what}:\n{traceback.format_exc()}")
-        return TransitionCallbackReturn.FAILURE
-
-    def _fail(self, what_happened: str) -> None:
-        """Something raised outside of a transition: safe action, then the state of an error."""
-        self.get_logger().error(f"unexpected:\n{what_happened}")
-        if self._active:
-            self._failure = what_happened.strip().splitlines()[-1]
-            self.trigger_deactivate()
-
-    def _autostart(self) -> None:
-        succeeded = TransitionCallbackReturn.SUCCESS
-        if self.trigger_configure() != succeeded or self.trigger_activate() != succeeded:
-            raise self._refusal or UserError(
-                f"{self.get_fully_qualified_name()}: autostart failed; the cause is logged above"
-            )
 
     def _configure(self) -> None:
         self._cleanup()
