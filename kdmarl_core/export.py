@@ -154,15 +154,15 @@ def _tensor(name: str, size: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
 
 
-def check_agreement(robot: str, onnx_logits: np.ndarray, torch_logits: np.ndarray) -> float:
-    """Largest difference between ONNX Runtime and torch on the same observations.
+def check_agreement(robot: str, of_onnx: np.ndarray, of_torch: np.ndarray) -> float:
+    """Largest difference between ONNX Runtime's and torch's outputs for the same inputs.
 
     Raises:
-        UserError: it is not below `LARGEST_DIFFERENCE`, times the largest logit where that is
+        UserError: it is not below `LARGEST_DIFFERENCE`, times the largest output where that is
             above 1: float32 rounds in proportion.
     """
-    difference = float(np.abs(onnx_logits - torch_logits).max())
-    limit = LARGEST_DIFFERENCE * max(1.0, float(np.abs(torch_logits).max()))
+    difference = float(np.abs(of_onnx - of_torch).max())
+    limit = LARGEST_DIFFERENCE * max(1.0, float(np.abs(of_torch).max()))
     if not difference < limit:
         raise UserError(
             f"{robot}: ONNX Runtime and torch differ by {difference:.2e}, not less than "

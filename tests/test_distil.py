@@ -5,6 +5,7 @@ import functools
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -19,7 +20,7 @@ from helpers import (
     write_yaml,
 )
 
-from kdmarl_core.bundle import read_bundle
+from kdmarl_core.bundle import BundlePolicy, read_bundle
 from kdmarl_core.distil import run as distil_run
 from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buffer
 from kdmarl_core.distil.offline import learn_offline
@@ -358,6 +359,28 @@ def test_episodes_of_any_length_and_actions_that_are_not_always_legal(tmp_path, 
     assert all(item.difference < 1e-5 for item in exported)
     played = distil_run.measure(team, work.teacher, exported, 5, seed=0)
     assert played.returns["student"].shape == (5,)
+
+
+def test_students_whose_rounding_grows_with_time_are_exported(make_work):
+    """A recurrent student may be chaotic: each step is compared, not what follows from it."""
+    work = make_work("gru")
+    torch.manual_seed(0)
+    students = StudentTeam(work.team)
+    with torch.no_grad():
+        students.core.state_weight *= 12
+        students.head.weight *= 100
+    exported = distil_run.export(work, students)
+    assert max(item.difference for item in exported) < 1e-4
+    policy = BundlePolicy(exported[0].draft, exported[0].model)
+    inputs = torch.randn(25, 1, 3, max(students.restriction.sizes))
+    size = policy.manifest.observation_size
+    begins = torch.zeros(25, 1, dtype=torch.bool)
+    with torch.no_grad():
+        expected = students(
+            inputs, torch.ones(25, 1, 3, 5, dtype=torch.bool), begins, students.initial_state(1)
+        ).logits[:, 0, 0]
+    found = np.stack([policy.logits(step[:size].numpy()) for step in inputs[:, 0, 0]])
+    assert np.abs(found - expected.numpy()).max() > 1e-3  # or this tests nothing
 
 
 # Interruption

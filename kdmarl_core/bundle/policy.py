@@ -72,6 +72,17 @@ class BundlePolicy:
         if self.manifest.student.state_size:
             self._inputs[STATE] = np.zeros((1, self.manifest.student.state_size), np.float32)
 
+    @property
+    def state(self) -> npt.NDArray[np.float32]:
+        """What a recurrent student remembers, [W]; empty for feed-forward ones."""
+        return self._inputs[STATE][0] if STATE in self._inputs else np.zeros(0, np.float32)
+
+    @state.setter
+    def state(self, state: npt.NDArray[np.float32]) -> None:
+        self._ahead.clear()
+        if self.manifest.student.state_size:
+            self._inputs[STATE] = state.reshape(1, self.manifest.student.state_size)
+
     def logits(
         self,
         observation: npt.NDArray[np.float32],

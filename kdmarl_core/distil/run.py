@@ -213,6 +213,9 @@ class Exported(NamedTuple):
 def export(work: Work, students: StudentTeam) -> list[Exported]:
     """ONNX models of all robots, checked against torch on episodes that the students played.
 
+    Each step is checked from the state that torch had before it: a recurrent student may be
+    chaotic, and what rounding grows to over an episode says nothing about the model.
+
     Raises:
         UserError: a model differs from torch.
     """
@@ -248,33 +251,35 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
             read = students.wiring.read_by(index, output.held, delivery).numpy()
             told = output.message[:, :, index, : students.wiring.sizes[index]]
             expected = torch.cat([expected, told], -1)
-        found = _played_again(policy, own, read, begins)
+        after = output.embedding[:, :, index, : draft.student.state_size]
+        before = torch.cat([torch.zeros_like(after[:1]), after[:-1]]) * ~begins[..., None]
+        expected = torch.cat([expected, after], -1)
+        found = _played_again(policy, own, read, before.numpy())
         difference = check_agreement(robot.name, found, expected.numpy())
         exported.append(Exported(robot, model, difference, draft))
     return exported
 
 
 def _played_again(
-    policy: BundlePolicy, own: np.ndarray, read: np.ndarray | None, begins: torch.Tensor
+    policy: BundlePolicy, own: np.ndarray, read: np.ndarray | None, before: np.ndarray
 ) -> np.ndarray:
-    """Logits and messages [T, E, A + M] of ONNX Runtime, one step after the other.
+    """Logits, messages and states [T, E, A + M + W] of ONNX Runtime, each step for itself.
 
     Args:
         policy: one robot's.
         own: its features, [T, E, D].
         read: what it read of its peers, [T, E, R], if there are messages.
-        begins: [T, E].
+        before: what it remembered, [T, E, W]; W is 0 without memory.
     """
-    steps, episodes = begins.shape
+    steps, episodes = before.shape[:2]
     found = []
     for episode in range(episodes):
         for step in range(steps):
-            if begins[step, episode]:
-                policy.reset()
+            policy.state = before[step, episode]
             messages = None if read is None else read[step, episode]
             logits = policy.logits(own[step, episode], messages)
             told = np.zeros(0, np.float32) if policy.message is None else policy.message
-            found.append(np.concatenate([logits, told]))
+            found.append(np.concatenate([logits, told, policy.state]))
     return np.stack(found).reshape(episodes, steps, -1).swapaxes(0, 1)
 
 
