@@ -154,11 +154,11 @@ def _without_nan(figures: Any) -> Any:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output for people."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
     # A file or another program is given every row as one line.
     width = None if sys.stdout.isatty() else LONGEST_LINE
-    Console(highlight=False, width=width).print(table)
+    Console(highlight=False, width=width).print(title, table, sep="\n")
