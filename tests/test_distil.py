@@ -26,7 +26,7 @@ from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buff
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy
 from kdmarl_core.distil.recipe import Recipe, load_recipe
-from kdmarl_core.distil.run import CHECKPOINT, Work, distil
+from kdmarl_core.distil.run import CHECKPOINT, Work, discard, distil
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import student_model
 from kdmarl_core.schema import from_mapping
@@ -211,6 +211,27 @@ def test_an_interrupted_command_goes_on(distil_command, tmp_path, straight, monk
     resumed = distil_command("--output", "resumed", "--resume")
     assert resumed.code == 0, resumed.err
     assert checkpoint not in resumed.left
+    assert models(tmp_path / "work" / "resumed") == straight
+
+
+def test_what_was_interrupted_while_it_played_is_not_learned_again(
+    distil_command, tmp_path, straight, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "play", interrupting(distil_run.play, 2))
+        stopped = distil_command("--output", "resumed")
+    assert stopped.code == 130
+    assert "go on with --resume" in " ".join(stopped.err.split())
+    assert "resumed" not in stopped.left
+
+    def nothing_to_learn(*arguments):
+        raise AssertionError("students learned again")
+
+    for name in ("learn_offline", "OnPolicy.iterate"):
+        monkeypatch.setattr(f"kdmarl_core.distil.run.{name}", nothing_to_learn)
+    resumed = distil_command("--output", "resumed", "--resume")
+    assert resumed.code == 0, resumed.err
+    assert f"runs/distil/trio-0/{CHECKPOINT}" not in resumed.left
     assert models(tmp_path / "work" / "resumed") == straight
 
 
@@ -427,6 +448,8 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(make_work, tmp_path, ne
     found = distil(work, lambda *r: reports.append(r[:2]), folder=folder, resume=True)
     assert weights(found) == expected
     assert reports == [("on-policy", 3)]
+    assert weights(distil(work, ignore, folder=folder, resume=True)) == expected  # nothing again
+    discard(folder)
     assert not list(folder.iterdir())
 
 

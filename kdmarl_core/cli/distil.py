@@ -95,6 +95,7 @@ def run_distil(
         DistilledTeam,
         Lessons,
         Work,
+        discard,
         distil,
         export,
         measure,
@@ -143,16 +144,17 @@ def run_distil(
                 resume=resume,
                 buffer_file=Path(buffer) if buffer else None,
             )
+            exported = export(work, students)
+            line = bar.add_task(f"{team.name}: measure", total=3, figures="")
+            played = measure(
+                team, frozen, exported, episodes, seed, lambda: bar.update(line, advance=1)
+            )
+            write_team(exported, played.measured, folder, overwrite=overwrite)
         except KeyboardInterrupt:
             if (checkpoints / CHECKPOINT).is_file():
                 console.print(f"checkpoint kept in {checkpoints}; go on with --resume")
             raise
-        exported = export(work, students)
-        line = bar.add_task(f"{team.name}: measure", total=3, figures="")
-        played = measure(
-            team, frozen, exported, episodes, seed, lambda: bar.update(line, advance=1)
-        )
-    write_team(exported, played.measured, folder, overwrite=overwrite)
+    discard(checkpoints)
     return DistilledTeam(folder, team, frozen, exported, played)
 
 

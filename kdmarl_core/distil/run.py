@@ -128,7 +128,8 @@ def distil(
     Args:
         work: what to distil, and how.
         report: called after each update of the first phase and iteration of the second.
-        folder: receives a checkpoint now and then, and loses it at the end.
+        folder: receives a checkpoint now and then, and at the end: `discard` it once what becomes
+            of the students is kept.
         resume: go on from the folder's checkpoint, if there is one.
         buffer_file: an expert buffer to read, or to write if there is none yet.
 
@@ -187,11 +188,15 @@ def distil(
             if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 keep()
                 saved = time.monotonic()
-    if done < first + second:
         keep()
+    if done < first + second:
         raise KeyboardInterrupt
-    path.unlink(missing_ok=True)
     return students
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoint that `distil` left."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _planned_buffer(work: Work) -> Origin:

@@ -18,7 +18,7 @@ import numpy as np
 
 from kdmarl_core import __version__
 from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance
-from kdmarl_core.distil.run import Lessons, Report, Work, distil, export
+from kdmarl_core.distil.run import Lessons, Report, Work, discard, distil, export
 from kdmarl_core.evaluate import (
     BundlePlayer,
     Episode,
@@ -196,12 +196,14 @@ def distil_and_disturb(
     exported = export(work, students)
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     flops = sum(item.draft.student.flops_per_decision for item in exported)
-    return [
+    made = [
         _played(
             work.team.task, BundlePlayer(policies, work.team, disturbance), inputs, flops, begun
         )
         for inputs, disturbance in wanted
     ]
+    discard(folder)
+    return made
 
 
 def train_bound(
