@@ -4,8 +4,8 @@
 
 The floor runs every matrix product of one update, forward and backward, on tensors of the same
 shapes and nothing else. Both alternate in one process, and the ratio is of their medians. With
-`--messages SIZE` the update of the same team whose robots tell each other so many values is
-measured against the update of the silent team.
+`--messages SIZE` the update of the same team whose robots tell each other so many values, grounded
+as in the recipes of messages, is measured against the update of the silent team.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> int:
             told = f"{{size: {arguments.messages}, to: all}}"
             talking = load_team(name, [f"defaults.messages={told}"])
             talking = _with_network(talking, arguments.network)
-            found.append(_cost_of_messages(team, talking, recipe, arguments.rounds))
+            grounded = load_recipe(team.recipe, ["on_policy.weights.grounding=0.1"])
+            found.append(_cost_of_messages((team, recipe), (talking, grounded), arguments.rounds))
         else:
             found.append(_measure(team, recipe, arguments.rounds))
         if not arguments.json:
@@ -74,13 +75,13 @@ def _update(team: Team, recipe: Recipe) -> tuple[Callable[[], None], StudentTeam
 
 
 def _cost_of_messages(
-    silent: Team, talking: Team, recipe: Recipe, rounds: int
+    silent: tuple[Team, Recipe], talking: tuple[Team, Recipe], rounds: int
 ) -> dict[str, object]:
-    updates = [_update(team, recipe)[0] for team in (silent, talking)]
+    updates = [_update(team, recipe)[0] for team, recipe in (silent, talking)]
     seconds = _alternate(updates, rounds)
     return {
-        "team": silent.name,
-        "network": silent.robots[0].student.network,
+        "team": silent[0].name,
+        "network": silent[0].robots[0].student.network,
         "silent_ms": 1e3 * seconds[0],
         "talking_ms": 1e3 * seconds[1],
         "ratio": seconds[1] / seconds[0],
