@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +91,7 @@ def draw(
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
+    there: Counter[float] = Counter()  # points of one rate, whose names go to both sides in turn
     for played in found:
         kept = scores.retention(played.students, teacher, random)
         if kept is None or played.case.disturbance:
@@ -103,11 +105,14 @@ def draw(
             capsize=3,
             color="#3366cc",
         )
+        on_left = there[played.bits_per_second] % 2 == 1
+        there[played.bits_per_second] += 1
         axes.annotate(
             played.case.variant,
             (played.bits_per_second, value),
-            xytext=(6, -3),
+            xytext=(-6 if on_left else 6, -3),
             textcoords="offset points",
+            ha="right" if on_left else "left",
             fontsize=8,
         )
     if bound and teacher and random:
