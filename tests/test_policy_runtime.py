@@ -361,10 +361,10 @@ class Remembering(SpyPolicy):
 
     def reset(self):
         super().reset()
-        self.state = []
+        self.lived = []
 
     def act(self, observation, action_mask=None, messages=None):
-        self.state.append(float(observation[0]))
+        self.lived.append(float(observation[0]))
         return super().act(observation, action_mask, messages)
 
 
@@ -380,7 +380,7 @@ def test_every_step_is_lived_through_once(remembering):
             show(runtime, 0, step, value=step)
     assert not runtime.receive(POSITION, 0, 2, [9.0, 9.0], 0.0)  # old
     show(runtime, 0, 6, value=6.0)  # two were lost
-    assert remembering.state == [0.0, 1.0, 2.0, 3.0, 6.0]
+    assert remembering.lived == [0.0, 1.0, 2.0, 3.0, 6.0]
 
 
 def test_memory_lasts_while_the_world_stands_still(remembering):
@@ -389,7 +389,7 @@ def test_memory_lasts_while_the_world_stands_still(remembering):
     show(runtime, 0, 0, value=0.0, now_s=0.0)
     assert runtime.stall(2.0).reason == "stale: position, landmarks"
     show(runtime, 0, 1, value=1.0, now_s=3.0)
-    assert remembering.state == [0.0, 1.0]
+    assert remembering.lived == [0.0, 1.0]
 
 
 def test_memory_is_dropped_if_steps_were_missed_in_a_silence(remembering):
@@ -398,7 +398,7 @@ def test_memory_is_dropped_if_steps_were_missed_in_a_silence(remembering):
     runtime.stall(2.0)
     show(runtime, 0, 5, value=5.0, now_s=3.0)
     show(runtime, 0, 6, value=6.0, now_s=3.0)
-    assert remembering.state == [5.0, 6.0]
+    assert remembering.lived == [5.0, 6.0]
 
 
 def test_the_first_step_of_another_simulator_is_not_answered_from_memory(remembering):
@@ -406,7 +406,7 @@ def test_the_first_step_of_another_simulator_is_not_answered_from_memory(remembe
     runtime = PolicyRuntime(remembering)
     show(runtime, 0, 0, value=1.0)
     show(runtime, 0, 0, value=2.0)
-    assert remembering.state == [2.0]
+    assert remembering.lived == [2.0]
 
 
 def test_a_step_that_is_told_in_two_ways_is_not_believed(remembering):
@@ -415,7 +415,7 @@ def test_a_step_that_is_told_in_two_ways_is_not_believed(remembering):
     show(runtime, 0, 1, value=1.0)
     again = show(runtime, 0, 1, value=2.0)
     assert (again.safe, again.reason) == (True, "contradiction")
-    assert remembering.state == [1.0]
+    assert remembering.lived == [1.0]
 
 
 # Legal actions
