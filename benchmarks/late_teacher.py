@@ -19,13 +19,12 @@ import torch
 
 from kdmarl_core.evaluate import RandomPlayer, TeamPlayer, play, returns
 from kdmarl_core.metrics import Returns, normalised_retention, percent
-from kdmarl_core.tasks import View, make_task
+from kdmarl_core.tasks import View, block_columns
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 from kdmarl_core.team import load_team
 
 TEAM = "simple_spread_lh"
-POSITION, OTHERS = slice(2, 4), slice(10, 14)  # of an observation
 
 
 def main() -> int:
@@ -36,9 +35,10 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     team = load_team(TEAM)
-    task = make_task(team.task.spec.name)
+    task = team.task
     teacher, _ = load_teacher(find_teacher(team.teacher), task.spec)
     uninformed = [i for i, robot in enumerate(team.robots) if "landmarks" not in robot.sensors]
+    columns = block_columns(task.spec.agents[0].blocks)  # all sense alike
     env = task.make_reference()
 
     def score(player: TeamPlayer) -> Returns:
@@ -50,7 +50,8 @@ def main() -> int:
         ("nothing known in the first step", False, True),
         ("both", True, True),
     ):
-        player = LateTeacher(TeacherPlayer(teacher, task.spec), uninformed, late=late, blind=blind)
+        plays = TeacherPlayer(teacher, task.spec)
+        player = LateTeacher(plays, columns, uninformed, late=late, blind=blind)
         found = score(player)
         kept = normalised_retention(found, best, random)
         print(f"{name}: return {found.mean():.2f}, retention {percent(kept) if kept else '-'}")
@@ -61,17 +62,24 @@ class LateTeacher:
     """The teacher, of whose robots some learn from others what they do not sense."""
 
     def __init__(
-        self, teacher: TeacherPlayer, uninformed: list[int], *, late: bool, blind: bool
+        self,
+        teacher: TeacherPlayer,
+        columns: dict[str, slice],
+        uninformed: list[int],
+        *,
+        late: bool,
+        blind: bool,
     ) -> None:
         """With one handicap or both.
 
         Args:
             teacher: who plays.
+            columns: where blocks lie in an observation.
             uninformed: numbers of the robots that sense neither landmarks nor others.
             late: they know where others were a step ago.
             blind: they stay in the first step.
         """
-        self._teacher, self._uninformed = teacher, uninformed
+        self._teacher, self._columns, self._uninformed = teacher, columns, uninformed
         self._late, self._blind = late, blind
         self._before: np.ndarray | None = None  # where all were a step ago, [N, 2]
 
@@ -83,12 +91,12 @@ class LateTeacher:
     def act(self, view: View) -> list[int]:
         """Greedy actions."""
         observations = [observation.copy() for observation in view.observations]
-        here = np.stack([observation[POSITION] for observation in observations])
+        here = np.stack([observation[self._columns["position"]] for observation in observations])
         before, self._before = self._before, here
         if self._late and before is not None:
             for robot in self._uninformed:
                 others = np.delete(before, robot, 0) - here[robot]
-                observations[robot][OTHERS] = others.ravel()
+                observations[robot][self._columns["others"]] = others.ravel()
         actions = self._teacher.act(view._replace(observations=tuple(observations)))
         if self._blind and before is None:
             for robot in self._uninformed:

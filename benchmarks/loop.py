@@ -5,7 +5,8 @@ Two comparisons, interleaved in one run over several rounds:
 - a swarm (bridge with simulator, and one policy node per robot) against bare rclpy nodes that echo
   the same messages over the same topics: lock-step steps per second;
 - one policy node against one bare node, timed in turn by the same process: sensor to action. With
-  `--against TEAM` the same of a second team, and the quotient of both: what messages cost.
+  `--against TEAM` the same of a second team, and the quotient of both: what messages cost; with
+  `--real-time HZ` once more in real time, where a robot waits for its next period to act.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ def main() -> int:
     parser.add_argument(
         "--against", metavar="TEAM", help="whose latency this team's is divided by"
     )
+    parser.add_argument(
+        "--real-time", type=positive, metavar="HZ", help="with --against, at that rate as well"
+    )
     parser.add_argument("--rounds", type=positive, default=7, help="default 7")
     parser.add_argument("--episodes", type=positive, default=100, help="per round (default 100)")
     parser.add_argument("--trips", type=positive, default=1000, help="per round (default 1000)")
@@ -76,13 +80,10 @@ def measure(arguments: argparse.Namespace) -> None:
             )
             figures = _measure_round(deployment, arguments.trips, floor_first=index % 2 == 1)
             if arguments.against:
-                other = plan_swarm(
-                    arguments.against,
-                    episodes=1,
-                    seed=arguments.seed,
-                    results=Path(folder) / "unused.jsonl",
-                )
-                figures |= _quotients(arguments, figures, _latencies(other, arguments.trips))
+                figures |= _quotients(arguments, "", {})
+            if arguments.against and arguments.real_time:
+                timing = {"mode": "real_time", "rate_hz": float(arguments.real_time)}
+                figures |= _quotients(arguments, "real time, ", timing)
             rounds.append(figures)
             print(f"round {index + 1} of {arguments.rounds} done", file=sys.stderr)
     show("The loop against bare rclpy", _figures(rounds), as_json=arguments.json)
@@ -100,9 +101,31 @@ def _measure_round(deployment: Deployment, trips: int, *, floor_first: bool) -> 
     return figures | _latencies(deployment, trips)
 
 
-def _quotients(arguments: argparse.Namespace, these: Round, others: Round) -> Round:
-    names = ("latency p50 ratio", "latency p99 ratio")
-    return {f"{name} / {arguments.against}": these[name] / others[name] for name in names}
+def _quotients(
+    arguments: argparse.Namespace, title: str, overrides: dict[str, str | float]
+) -> Round:
+    """Latencies of both teams' policy nodes with these parameters, and their quotients."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for team in (arguments.team, arguments.against):
+            planned = plan_swarm(
+                team,
+                bundles=arguments.bundles if team == arguments.team else "",
+                episodes=1,
+                seed=arguments.seed,
+                results=Path(folder) / "unused.jsonl",
+                overrides=overrides,
+            )
+            found = _latencies(planned, arguments.trips)
+            for percent in (50, 99):
+                figures[f"{title}{team} p{percent}, ms"] = found[f"policy node p{percent}, ms"]
+    for percent in (50, 99):
+        these, others = (
+            figures[f"{title}{team} p{percent}, ms"]
+            for team in (arguments.team, arguments.against)
+        )
+        figures[f"{title}p{percent} / {arguments.against}"] = these / others
+    return figures
 
 
 def _swarm_rate(deployment: Deployment) -> float:

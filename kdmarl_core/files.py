@@ -34,8 +34,8 @@ def share_folder() -> Path:
 
 def config_file(
     kind: str,
-    name_or_path: str,
     shipped: str,
+    name_or_path: str,
     where: str = "",
     folder: Path = Path(),
 ) -> Path:
@@ -43,8 +43,8 @@ def config_file(
 
     Args:
         kind: what it is, for messages.
-        name_or_path: such as `simple_spread`, or a YAML file.
         shipped: those that ship, as a pattern below `config/`.
+        name_or_path: such as `simple_spread`, or a YAML file.
         where: who asks for it, for messages.
         folder: where a relative path begins.
 

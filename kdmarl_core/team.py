@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -234,18 +235,7 @@ def team_names() -> list[str]:
     return sorted(path.stem for path in (share_folder() / "config" / "teams").glob("*.yaml"))
 
 
-def team_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path:
-    """A shipped team by its name, or any file by its path.
-
-    Args:
-        name_or_path: such as `simple_spread`, or a YAML file.
-        where: who asks for it, for messages.
-        folder: where a relative path begins.
-
-    Raises:
-        UserError: neither exists.
-    """
-    return config_file("team", name_or_path, "teams/*.yaml", where, folder)
+_team_file = functools.partial(config_file, "team", "teams/*.yaml")
 
 
 def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
@@ -259,7 +249,7 @@ def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
         UserError: the file is missing or malformed, or names an unknown task, agent, block,
             action or receiver, or does not give every agent exactly one robot.
     """
-    path = team_path(name_or_path)
+    path = _team_file(name_or_path)
     document = with_changes(_read(path), changes)
     entry = from_mapping(TeamFile, _with_defaults(document, path), str(path))
     task = make_task(entry.task, f"{path}: task")
@@ -285,7 +275,7 @@ def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
 def _with_students_of(name: str, team: Team) -> Team:
     """The same team, with the students of another one, which must sense and act alike."""
     where = f"{team.path}: students"
-    path = team_path(name, where)
+    path = _team_file(name, where)
     if path == team.path:
         raise UserError(f"{where}: '{name}' is this team itself; leave the key out")
     lender = load_team(str(path))
@@ -324,7 +314,7 @@ def _read(path: Path) -> dict[str, Any]:
         if isinstance(recipe, str) and is_yaml(recipe):
             document["recipe"] = str(file.parent / recipe)
 
-    return read_with_bases(path, team_path, prepare)
+    return read_with_bases(path, _team_file, prepare)
 
 
 def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:

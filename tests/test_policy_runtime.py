@@ -24,6 +24,8 @@ MANIFEST = make_manifest(blocks=[("position", 2), ("landmarks", 3)], safe_action
 class SpyPolicy(BundlePolicy):
     """Notes what it was asked."""
 
+    resets = 0
+
     def __init__(self, model=None, manifest=MANIFEST):
         super().__init__(manifest, model or make_model(manifest))
         self.resets, self.seen = 0, []

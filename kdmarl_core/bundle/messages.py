@@ -122,17 +122,18 @@ def decode(data: bytes, size: int, form: str) -> tuple[Values, str | None]:
         return np.zeros(0, np.float32), "wrong_size"
     if levels is None:
         values = np.frombuffer(data, "<f4").astype(np.float32)
-    else:
-        whole = np.frombuffer(data, np.int8)
-        if bits == 4:
-            # Shifted up and down again, so that the sign comes along.
-            whole = np.stack([whole << 4 >> 4, whole >> 4], 1).ravel()
-            if whole[size:].any():
-                return np.zeros(0, np.float32), "wrong_size"
-        values = whole[:size].astype(np.float32) / np.float32(levels)
-    if not np.isfinite(values).all():
-        return values, "non_finite"
-    return values, None if (np.abs(values) <= 1.0).all() else "out_of_range"
+        if not np.isfinite(values).all():
+            return values, "non_finite"
+        return values, None if (np.abs(values) <= 1.0).all() else "out_of_range"
+    whole = np.frombuffer(data, np.int8)
+    if bits == 4:
+        # Shifted up and down again, so that the sign comes along.
+        whole = np.stack([whole << 4 >> 4, whole >> 4], 1).ravel()
+        if whole[size:].any():
+            return np.zeros(0, np.float32), "wrong_size"
+    values = whole[:size].astype(np.float32) / np.float32(levels)
+    # There is one more negative number than there are positive ones.
+    return values, None if whole.min() >= -levels else "out_of_range"
 
 
 class Disturbance(NamedTuple):
@@ -214,12 +215,14 @@ class Inbox:
         for index, peer in enumerate(self.peers):
             delay = self._disturbance.delay_steps or peer.delay_steps
             kept = self._kept[index]
-            for sent in [sent for sent in kept if step - sent > peer.hold_steps]:
+            readable = sorted(sent for sent in kept if step - sent >= delay)
+            for sent in readable[:-1]:
                 del kept[sent]
-            newest = max((sent for sent in kept if step - sent >= delay), default=None)
-            age = peer.hold_steps + 1 if newest is None else step - newest
+            age = nothing = peer.hold_steps + 1
+            if readable:
+                age = min(step - readable[-1], nothing)
             end = start + peer.size
-            self._features[start:end] = 0.0 if newest is None else kept[newest]
+            self._features[start:end] = kept[readable[-1]] if age < nothing else 0.0
             self._features[end] = age_share(age, peer.hold_steps)
             self.ages[index] = age
             start = end + 1

@@ -62,15 +62,12 @@ class BundlePolicy:
             self._inputs[MESSAGES] = self._silence[None].copy()
         self.message: npt.NDArray[np.float32] | None = None  # of the newest decision, [M]
         self._ahead: dict[bytes, list[npt.NDArray[np.float32]]] = {}  # see `think_ahead`
-        if manifest.student.state_size:
-            self.reset()
+        self.reset()
         self._try_once(where)
 
     def reset(self) -> None:
         """Forget the past, at the start of every episode. Feed-forward students have none."""
-        self._ahead.clear()
-        if self.manifest.student.state_size:
-            self._inputs[STATE] = np.zeros((1, self.manifest.student.state_size), np.float32)
+        self.state = np.zeros(self.manifest.student.state_size, np.float32)
 
     @property
     def state(self) -> npt.NDArray[np.float32]:
@@ -81,7 +78,7 @@ class BundlePolicy:
     def state(self, state: npt.NDArray[np.float32]) -> None:
         self._ahead.clear()
         if self.manifest.student.state_size:
-            self._inputs[STATE] = state.reshape(1, self.manifest.student.state_size)
+            self._inputs[STATE] = state[None]
 
     def logits(
         self,

@@ -76,6 +76,13 @@ class Learner:
         )
         student, embedding = output.log_probs.flatten(0, 1), output.embedding.flatten(0, 1)
         teacher = labels.teacher.flatten(0, 1).float()
+
+        def grounded() -> Tensor:
+            if output.message is None:
+                return torch.zeros(())
+            sensed = heads.sensed_by_senders(batch.inputs.flatten(0, 1))
+            return grounding(sensed, heads.read(output.message.flatten(0, 1)))
+
         compute: dict[str, Callable[[], Tensor]] = {
             "ppo": lambda: critic_free_ppo(
                 student,
@@ -94,19 +101,12 @@ class Learner:
                 labels.roles.flatten(0, 1).float(), heads.scores(embedding), recipe.temperature
             ),
             "entropy": lambda: entropy(student),
+            "grounding": grounded,
         }
-        message = output.message
-        if message is not None:
-            compute["grounding"] = lambda: grounding(
-                heads.sensed_by_senders(batch.inputs.flatten(0, 1)),
-                heads.read(message.flatten(0, 1)),
-            )
         return Terms(
             **{
-                name: compute[name]()
-                if name in compute and getattr(weights, name)
-                else torch.zeros(())
-                for name in Terms._fields
+                name: term() if getattr(weights, name) else torch.zeros(())
+                for name, term in compute.items()
             }
         )
 

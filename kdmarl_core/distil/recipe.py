@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdmarl_core.distil.losses import Terms, Weights
 from kdmarl_core.errors import unknown
@@ -70,9 +70,7 @@ class Recipe:
         check_at_least(2, self, "roles")
 
 
-def _recipe_path(name_or_path: str, where: str = "", folder: Path = Path()) -> Path:
-    """As `team_path`, of recipes."""
-    return config_file("recipe", name_or_path, "training/distil*.yaml", where, folder)
+_recipe_file = functools.partial(config_file, "recipe", "training/distil*.yaml")
 
 
 def load_recipe(
@@ -88,8 +86,8 @@ def load_recipe(
     Raises:
         UserError: the file is missing or malformed, or a change or term is unknown.
     """
-    path = _recipe_path(name_or_path)
-    document = read_with_bases(path, _recipe_path)
+    path = _recipe_file(name_or_path)
+    document = read_with_bases(path, _recipe_file)
     for term in without:
         if term not in Terms._fields:
             raise unknown("term", term, Terms._fields)

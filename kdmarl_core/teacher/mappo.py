@@ -10,6 +10,7 @@ actions, `S` joint state, `W` width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,7 @@ def shipped_recipe(spec: TaskSpec, suffix: str = "") -> Path:
     return share_folder() / "config" / "training" / f"{spec.slug}{suffix}.yaml"
 
 
-def _recipe_path(name_or_path: str, where: str, folder: Path) -> Path:
-    return config_file("recipe", name_or_path, "training/*.yaml", where, folder)
+_recipe_file = functools.partial(config_file, "recipe", "training/*.yaml")
 
 
 def load_recipe(path: Path, spec: TaskSpec) -> Recipe:
@@ -108,7 +108,7 @@ def load_recipe(path: Path, spec: TaskSpec) -> Recipe:
     Raises:
         UserError: the file is missing or malformed, or is for another task.
     """
-    recipe = from_mapping(Recipe, read_with_bases(path, _recipe_path), str(path))
+    recipe = from_mapping(Recipe, read_with_bases(path, _recipe_file), str(path))
     if recipe.task != spec.name:
         raise UserError(
             f"{path}: task: '{recipe.task}' is not '{spec.name}'; give that task's recipe"
