@@ -12,7 +12,7 @@ from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 
 from kdmarl_core.bundle import Manifest
-from kdmarl_ros import qos, topics
+from kdmarl_ros import peers, qos, topics
 from kdmarl_ros.msg import PeerMessage
 from kdmarl_ros.policy_runtime import Heard, Told
 from kdmarl_ros.spin import Polled
@@ -24,11 +24,15 @@ class PeerLink:
     def __init__(self, node: Node, manifest: Manifest) -> None:
         """Make the topics that a robot's manifest lists; none for a robot without messages."""
         self._node = node
-        self._receivers = len(manifest.message.to) if manifest.message else 0
+        own = node.get_namespace()
+        self._receivers = {  # namespaces of those who are to listen
+            topics.beside(own, robot)
+            for robot in (manifest.message.to if manifest.message else ())
+        }
         self._heard: list[Subscription[Any]] = [  # in the order of the manifest
             node.create_subscription(
                 PeerMessage,
-                topics.of_peer(node.get_namespace(), peer.robot, topics.MESSAGE),
+                topics.of_peer(own, peer.robot, topics.MESSAGE),
                 _never_called,
                 qos.MESSAGE,
                 callback_group=Polled(),
@@ -51,11 +55,13 @@ class PeerLink:
 
     @property
     def linked(self) -> bool:
-        """Whether all peers that are to be heard, and all that listen, are found."""
-        listeners = self._told.get_subscription_count() if self._told else 0
-        return listeners >= self._receivers and all(
-            subscription.get_publisher_count() > 0 for subscription in self._heard
-        )
+        """Whether all peers that are to be heard, and all that are to listen, are found."""
+        if self._told is not None:
+            there = peers.listening_namespaces(self._node, self._told.topic_name)
+            everybody = self._told.get_subscription_count() >= len(there)  # a recorder, too
+            if not (everybody and self._receivers <= set(there)):
+                return False
+        return all(subscription.get_publisher_count() > 0 for subscription in self._heard)
 
     def fetch(self) -> None:
         """Take what has come. Done while nothing is to be decided, it delays no decision."""

@@ -51,6 +51,11 @@ def rivals(node: Node, topic: str) -> list[str]:
     return names
 
 
+def listening_namespaces(node: Node, topic: str) -> list[str]:
+    """Namespaces of the subscribers of a topic, one for each."""
+    return [info.node_namespace for info in node.get_subscriptions_info_by_topic(topic)]
+
+
 def _own(node: Node, infos: Sequence[TopicEndpointInfo]) -> TopicEndpointInfo | None:
     own = node.get_fully_qualified_name()
     return next((info for info in infos if _name(info) == own), None)

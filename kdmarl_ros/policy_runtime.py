@@ -46,7 +46,7 @@ class Decision(NamedTuple):
     stamp: Stamp
     action: int
     status: Status
-    reason: str  # why it is not the policy's choice, else empty
+    reason: str  # why it is the safe action, else empty
     compute_s: float
 
     @property
@@ -92,8 +92,8 @@ class RuntimeSettings:
     stall: StallBehaviour = field(default_factory=StallBehaviour)
     messages: Disturbance = UNDISTURBED  # of what peers send
     # Real sensors know no steps that robots could share: periods of this rate stand for them, and
-    # a message counts as sent in the period before the one in which it was taken. 0: steps are
-    # shared.
+    # a message counts as sent in the period before that of the first decision which could hear it.
+    # 0: steps are shared.
     message_rate_hz: float = 0.0
 
     def rules(self, block: str) -> InputRules:

@@ -133,7 +133,7 @@ class Reading(NamedTuple):
 
     block: int
     values: Sequence[float]  # empty if the message lacks an element
-    measured_s: float  # when the oldest message in it arrived
+    measured_s: float  # when the oldest message in it was measured or, without stamps, arrived
 
 
 class _Newest(NamedTuple):

@@ -40,9 +40,14 @@ def sensor(name: str) -> str:
     return f"sensors/{name}"
 
 
+def beside(namespace: str, peer: str) -> str:
+    """The namespace of a robot whose namespace lies beside one's own."""
+    return f"{namespace.rstrip('/').rpartition('/')[0]}/{peer}"
+
+
 def of_peer(namespace: str, peer: str, topic: str) -> str:
-    """A topic of a robot whose namespace lies beside one's own, absolute."""
-    return f"{namespace.rstrip('/').rpartition('/')[0]}/{peer}/{topic}"
+    """A topic of such a robot, absolute."""
+    return f"{beside(namespace, peer)}/{topic}"
 
 
 def of_robot(robot: str, topic: str) -> str:

@@ -4,6 +4,7 @@ from array import array
 
 import numpy as np
 import pytest
+import rclpy
 from helpers import write_yaml
 from ros_driver import ROBOT, driving, observations
 
@@ -11,6 +12,7 @@ from kdmarl_core.bundle import FORMATS, Inbox, encode, load_policy
 from kdmarl_core.team import load_team
 from kdmarl_ros import qos, topics
 from kdmarl_ros.msg import AgentAction, PeerMessage
+from kdmarl_ros.peer_link import PeerLink
 
 pytestmark = pytest.mark.ros
 
@@ -95,6 +97,34 @@ def test_a_robot_listens_and_never_waits(robot, policy, episode):
             box.put(0, episode, step, encode(values, "int8"), now=step)
             tell(robot, episode, step, values)
     assert box.ages == [HOLD + 1, HOLD + 1]
+
+
+def test_a_team_is_linked_when_all_receivers_listen_whoever_else_does(robot, talking):
+    """Two others, such as a recorder, listen to a robot with two receivers."""
+    sender = rclpy.create_node("policy", namespace="/team/robot_1", context=robot.context)
+    link = PeerLink(sender, load_policy(talking / PEER).manifest)
+    topic = sender.resolve_topic_name(topics.MESSAGE)
+
+    def listen():
+        return robot.node.create_subscription(PeerMessage, topic, print, qos.MESSAGE)
+
+    others = [listen(), listen()]
+    nodes = [
+        rclpy.create_node("policy", namespace=f"/team/{name}", context=robot.context)
+        for name in (ROBOT, OTHER)
+    ]
+    for node in nodes:
+        node.create_publisher(PeerMessage, topics.MESSAGE, qos.MESSAGE)
+    robot.until(lambda: sender.count_subscribers(topic) == len(others))
+    robot.until(lambda: all(sender.count_publishers(heard) for heard in link.heard_topics))
+    assert not link.linked
+    for node in nodes:
+        node.create_subscription(PeerMessage, topic, print, qos.MESSAGE)
+    robot.until(lambda: link.linked)
+    for node in (sender, *nodes):
+        node.destroy_node()
+    for subscription in others:
+        robot.node.destroy_subscription(subscription)
 
 
 def test_a_silent_peer_is_named(robot, episode):
