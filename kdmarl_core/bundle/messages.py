@@ -88,7 +88,7 @@ def message_entry(size: int, form: str, to: tuple[str, ...], rate_hz: float) -> 
 
 
 def check_peers(robot: str, peers: Sequence[PeerEntry]) -> None:
-    """Raise a `UserError` if a robot listens to itself, or to one peer twice."""
+    """Raise a `UserError` if a robot listens to itself, to one peer twice, or to no robot's name."""
     names = [peer.robot for peer in peers]
     for name in names:
         if not (name.isidentifier() and name.isascii()):
@@ -182,6 +182,8 @@ class Inbox:
         """Take in a message of peer number `index`; why it was dropped, in a short word, or None.
 
         Messages may come in any order; those of steps that have yet to come are kept for them.
+        What is dropped for no fault has no word: the last ones of the episode before, and losses
+        that are rehearsed.
 
         Args:
             index: of the peer.

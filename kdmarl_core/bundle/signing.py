@@ -126,7 +126,8 @@ def make_keys(stem: Path) -> tuple[Path, Path, str]:
     """Write a new pair of keys; returns the private file, the public file and the key's id.
 
     Raises:
-        UserError: one of the files exists already, or cannot be written.
+        UserError: one of the files exists already, or cannot be written, or `cryptography` is not
+            installed.
     """
     _require_library(stem)
     from cryptography.hazmat.primitives import serialization
@@ -182,7 +183,8 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     """A private key.
 
     Raises:
-        UserError: there is none, it is of another kind, or others than its owner can read it.
+        UserError: there is none, it is of another kind, others than its owner can read it, or
+            `cryptography` is not installed.
     """
     _require_library(path)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
