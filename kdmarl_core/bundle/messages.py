@@ -88,7 +88,7 @@ def message_entry(size: int, form: str, to: tuple[str, ...], rate_hz: float) -> 
 
 
 def check_peers(robot: str, peers: Sequence[PeerEntry]) -> None:
-    """Raise a `UserError` if a robot listens to itself, to one peer twice, or to no robot's name."""
+    """Raise a `UserError` if a robot listens to itself, to one twice, or to what is no name."""
     names = [peer.robot for peer in peers]
     for name in names:
         if not (name.isidentifier() and name.isascii()):
