@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ class PeerLink:
 
     def fetch(self) -> None:
         """Take what has come. Done while nothing is to be decided, it delays no decision."""
+        taken_s = time.monotonic()
         for index, (subscription, kept) in enumerate(zip(self._heard, self._fetched, strict=True)):
             for _ in range(qos.MESSAGE.depth):
                 taken: Any = subscription.handle.take_message(PeerMessage, False)
@@ -72,7 +74,9 @@ class PeerLink:
                     break
                 message = taken[0]
                 data = bytes(message.data)
-                kept.append(Heard(index, message.episode, message.step, message.bits, data))
+                kept.append(
+                    Heard(index, message.episode, message.step, message.bits, data, taken_s)
+                )
 
     def hear(self) -> Iterator[Heard]:
         """What peers have sent since they were last listened to, of each the newest few."""

@@ -63,6 +63,7 @@ class Heard(NamedTuple):
     step: int
     bits: int  # of each value
     data: bytes
+    taken_s: float | None = None  # when it was taken from the middleware; None: now
 
 
 class Told(NamedTuple):
@@ -92,8 +93,8 @@ class RuntimeSettings:
     stall: StallBehaviour = field(default_factory=StallBehaviour)
     messages: Disturbance = UNDISTURBED  # of what peers send
     # Real sensors know no steps that robots could share: periods of this rate stand for them, and
-    # a message counts as sent in the period before that of the first decision which could hear it.
-    # 0: steps are shared.
+    # a message counts as sent in the period in which it was taken, at the latest in the one before
+    # the decision that hears it. 0: steps are shared.
     message_rate_hz: float = 0.0
 
     def rules(self, block: str) -> InputRules:
@@ -142,7 +143,7 @@ class PolicyRuntime:
         self._hear = hear
         self._inbox = Inbox(manifest.robot, manifest.peers, settings.messages)
         self._listened_s = -math.inf
-        self._heard_s = [-math.inf for _ in manifest.peers]
+        self._heard_s = [-math.inf for _ in manifest.peers]  # or when first listened to
         self._told: Told | None = None
         self.drops: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
@@ -165,7 +166,9 @@ class PolicyRuntime:
     def forget(self) -> None:
         """Drop all inputs and the recurrent state: what was seen says nothing of now."""
         self._listened_s = -math.inf
-        self._heard_s = [-math.inf for _ in self._heard_s]
+        if self._settings.message_rate_hz:
+            for _ in self._hear():
+                pass
         for entry in self._inputs:
             entry.forget()
         self._forget_decisions()
@@ -333,12 +336,15 @@ class PolicyRuntime:
         now = int(now_s * rate_hz) if rate_hz else stamp[1]
         if anew:
             self._inbox.begin(0 if rate_hz else stamp[0])
+        if self._listened_s == -math.inf:
+            self._heard_s = [now_s for _ in self._heard_s]
         self._listened_s = now_s
-        for index, episode, step, bits, data in self._hear():
-            at = (0, now - 1) if rate_hz else (episode, step)
+        for index, episode, step, bits, data, taken_s in self._hear():
+            taken_s = now_s if taken_s is None else taken_s
+            at = (0, min(int(taken_s * rate_hz), now - 1)) if rate_hz else (episode, step)
             reason = self._inbox.put(index, *at, data, now, bits)
             if reason is None:
-                self._heard_s[index] = now_s
+                self._heard_s[index] = taken_s
             else:
                 self.drops[f"{self._inbox.peers[index].block}/{reason}"] += 1
         return self._inbox.read(now)

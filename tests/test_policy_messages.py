@@ -32,10 +32,11 @@ class Robot:
         heard, self.waiting = self.waiting, []
         return heard
 
-    def say(self, peer, episode, step, values, bits=None, data=None):
+    def say(self, peer, episode, step, values, bits=None, data=None, taken_s=None):
         entry = PEERS[peer]
         data = encode(np.array(values, np.float32), entry.format) if data is None else data
-        self.waiting.append(Heard(peer, episode, step, bits or {0: 8, 1: 4}[peer], data))
+        bits = bits or {0: 8, 1: 4}[peer]
+        self.waiting.append(Heard(peer, episode, step, bits, data, taken_s))
 
     def decide(self, episode, step, values=(0.5, -0.5), now_s=0.0):
         self.runtime.receive(0, episode, step, values, now_s)
@@ -186,6 +187,31 @@ def test_real_sensors_share_no_steps():
         ages.append(robot.runtime.message_ages()["from_robot_1"])
     assert ages == [5, 1, 2, 3, 4, 5, 5, 5]
     assert not robot.runtime.drops
+
+
+@pytest.mark.parametrize(("taken_s", "age"), [(99.0, 5), (99.84, 3), (99.95, 2), (100.02, 1)])
+def test_what_waited_is_as_old_as_when_it_was_taken(taken_s, age):
+    """Robots without shared steps may take messages long before they can act on them."""
+    robot = Robot(real_time=True, timeout_s=0.5, message_rate_hz=10.0)
+    robot.runtime.receive(0, 1, 0, (0.5, -0.5), 99.0)
+    robot.runtime.decide_newest(99.0)
+    robot.runtime.receive(0, 1, 1, (0.5, -0.5), 100.15)
+    robot.say(0, 0, 0, [1.0, 0.0], taken_s=taken_s)
+    robot.runtime.decide_newest(100.15)
+    assert robot.runtime.message_ages()["from_robot_1"] == age
+    assert robot.runtime.drops == ({"from_robot_1/old": 1} if taken_s == 99.0 else {})
+    silent = {"robot_1", "robot_2"} if age == 5 else {"robot_2"}
+    assert set(robot.runtime.silent_peers()) == silent
+
+
+def test_what_was_said_before_an_activation_is_not_heard_without_shared_steps():
+    robot = Robot(real_time=True, timeout_s=0.5, message_rate_hz=10.0)
+    robot.say(0, 0, 0, [1.0, 0.0])
+    robot.runtime.forget()
+    robot.runtime.receive(0, 1, 0, (0.5, -0.5), 100.0)
+    robot.runtime.decide_newest(100.0)
+    assert robot.runtime.message_ages()["from_robot_1"] == 5
+    assert robot.runtime.silent_peers() == []  # they had no time to say anything
 
 
 def test_offline_the_same_is_read():
