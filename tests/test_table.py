@@ -17,7 +17,11 @@ from helpers import (
 )
 
 from kdmarl_core.experiments import cells
+from kdmarl_core.files import share_folder
 from kdmarl_core.metrics import normalised_retention
+from kdmarl_core.schema import read_json
+from kdmarl_core.tasks import make_task
+from kdmarl_core.tasks.opponent import CARD as CARD_FILE
 from kdmarl_core.teacher.teacher import CARD
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
@@ -161,10 +165,13 @@ def test_a_cell_of_other_inputs_is_not_used(table, tmp_path):
 def test_a_damaged_cell_is_named(table, tmp_path):
     path = tmp_path / "work" / "results" / "mpe_simple_spread" / "random.json"
     assert table("--settings", "FO", "--compute", "given").code == 0
-    path.write_text(path.read_text()[:100])
-    done = table()
-    assert done.code == 2
-    assert str(path.relative_to(tmp_path / "work")) in done.err
+    whole = path.read_text()
+    cell = json.loads(whole)
+    for damaged in (whole[:100], json.dumps(cell | {"returns": cell["returns"][1:]})):
+        path.write_text(damaged)
+        done = table()
+        assert done.code == 2
+        assert str(path.relative_to(tmp_path / "work")) in done.err
 
 
 def test_the_page(table, tmp_path):
@@ -187,6 +194,46 @@ def test_a_task_whose_teacher_has_yet_to_be_trained_is_left_out(table, tmp_path)
     assert done.code == 0
     assert json.loads(done.out) == []
     assert " ".join(done.err.split()).count(f"{TASK}: left out: ") == 1  # not once per row
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("table", ("--tasks", TASK)),
+        ("table", ("--seeds", "1")),
+        ("ablation", ("--seeds", "1")),
+        ("messages", ("--variants", "silent")),
+    ],
+)
+def test_a_part_of_the_plan_is_not_written_over_all_of_it(table, command, option):
+    done = table("--write", *option, command=command)
+    assert done.code == 2
+    assert f"{option[0]} chooses some" in " ".join(done.err.split())
+
+
+def test_what_was_distilled_outlives_a_cell_that_cannot_be_written(table, tmp_path, monkeypatch):
+    """And checkpoints of other work are in nobody's way."""
+    asked = ("--settings", "FO", "--seeds", "1", "--compute", "students", "--json")
+    (tmp_path / "file").write_text("")
+    done = table("--results", tmp_path / "file" / "results", *asked)
+    assert done.code == 2
+    assert "cannot be written" in done.err
+    checkpoint = "runs/table/*/checkpoint.safetensors"
+    [kept] = (tmp_path / "work").glob(checkpoint)
+    recipe = changed(DISTILLATION_RECIPE, "offline.updates", 3)
+    write_yaml(tmp_path / "distil.yaml", changed(recipe, "on_policy.iterations", 1))
+    assert table(*asked).code == 0
+    assert list((tmp_path / "work").glob(checkpoint)) == [kept]
+
+
+def test_cells_of_another_opponent_are_not_used(tmp_path):
+    task = make_task("mpe/simple_adversary")
+    shipped = read_json(share_folder() / "models" / "mpe_simple_adversary_opponent" / CARD_FILE)
+    inputs = cells.common_inputs("random", task, EPISODES)
+    assert inputs["fixture"] == shipped["weights_sha256"]
+    cells.write_cell(tmp_path / "cell.json", cells.play_random(task, EPISODES))
+    assert cells.read_cell(tmp_path / "cell.json", inputs)
+    assert cells.read_cell(tmp_path / "cell.json", inputs | {"fixture": "ab" * 32}) is None
 
 
 def test_unknown_names(table):
@@ -231,9 +278,11 @@ def test_messages(table, tmp_path):
     page.write_text("<!-- messages -->\nold\n<!-- end of messages -->\n")
     assert table("--settings", "LH groups", "--compute", "given").code == 0
     blind = str(tmp_path / "blind.yaml")
-    asked = ("--seeds", "1", "--teams", blind, "--compute", "--write")
+    asked = ("--seeds", "1", "--teams", blind, "--compute")
     done = table(*asked, command="messages")
     assert done.code == 0, done.err
+    assert "old" in page.read_text()
+    assert table("--write", command="messages").code == 0
     found = message_cells(tmp_path)
     assert sorted(found) == [
         "messages-blind-2_int8-0",

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import print_table, progress_bar
-from kdmarl_core.cli.table import PAGE, add_cell_options, distil_reporter, shown
+from kdmarl_core.cli.table import (
+    PAGE,
+    add_cell_options,
+    distil_reporter,
+    refuse_partial_page,
+    shown,
+)
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.run import Work
@@ -35,6 +41,7 @@ def ablation_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.experiments.plan import load_plan
     from kdmarl_core.experiments.table import markdown, put_between
 
+    refuse_partial_page(arguments, "teams", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
     for name in arguments.teams:
         if name not in plan.ablation.teams:
@@ -80,12 +87,14 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
             work = Work(team, *taught, recipe, seed)
             label = f"ablation-{team.name}-{title.replace(' ', '_')}-{seed}"
             inputs = cells.student_inputs(work, plan.episodes)
-            compute = functools.partial(_distil, work, inputs, Path("runs") / "table" / label)
+            run = cells.run_folder(label, inputs)
+            compute = functools.partial(_distil, work, inputs, run)
             students.append(
                 cells.obtain(
                     folder / f"{label}.json",
                     inputs,
                     shown(bar, label, compute) if arguments.compute else None,
+                    run,
                 )
             )
         found.append(Distilled(title, tuple(cell for cell in students if cell is not None)))

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import print_table, progress_bar
-from kdmarl_core.cli.table import PAGE, add_cell_options, distil_reporter
+from kdmarl_core.cli.table import (
+    PAGE,
+    add_cell_options,
+    distil_reporter,
+    refuse_partial_page,
+)
 from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ def messages_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.experiments.plan import load_plan
     from kdmarl_core.experiments.table import markdown, put_between
 
+    refuse_partial_page(arguments, "teams", "variants", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
     teams = arguments.teams or list(plan.messages.teams)
     variants = {name for team in teams for name in plan.messages.variants_of(team)}
@@ -131,6 +137,7 @@ def _cells(
     bar: Any,
 ) -> dict[Case, Cell | None]:
     """One seed's cells; where one is missing, the students are distilled once for all of those."""
+    from kdmarl_core.distil.run import discard
     from kdmarl_core.experiments import cells
 
     def path(case: Case) -> Path:
@@ -145,13 +152,15 @@ def _cells(
     if missing and arguments.compute:
         label = path(next(iter(wanted))).stem
         line = bar.add_task(label, total=None, figures="")
+        run = cells.run_folder(label, cells.student_inputs(work, plan.episodes))
         made = cells.distil_and_disturb(
             work,
             [(inputs[case], wanted[case]) for case in missing],
-            Path("runs") / "table" / label,
+            run,
             distil_reporter(bar, line),
         )
         for case, cell in zip(missing, made, strict=True):
             cells.write_cell(path(case), cell)
             found[case] = cell
+        discard(run)
     return found

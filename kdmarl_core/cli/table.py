@@ -17,6 +17,7 @@ from kdmarl_core.cli.common import (
     print_table,
     progress_bar,
 )
+from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.losses import Terms
@@ -59,11 +60,22 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
 
 
+def refuse_partial_page(arguments: argparse.Namespace, *options: str) -> None:
+    """Raise a `UserError` if a part of the plan would replace all of it on the page."""
+    given = [f"--{option}" for option in options if getattr(arguments, option)]
+    if arguments.write and given:
+        raise UserError(
+            f"--write: replaces all of the plan's tables in {PAGE}, and {' and '.join(given)} "
+            "chooses some; write in a second call, without it"
+        )
+
+
 def table_command(arguments: argparse.Namespace) -> None:
     """Compute what is asked for, then print what there is."""
     from kdmarl_core.experiments.plan import load_plan, rows
     from kdmarl_core.experiments.table import HEADER, markdown, put_between
 
+    refuse_partial_page(arguments, "tasks", "settings", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
     chosen = list(rows(plan, arguments.tasks, arguments.settings))
     results = Path(arguments.results)
@@ -85,7 +97,6 @@ def table_command(arguments: argparse.Namespace) -> None:
 
 def _with_teachers(chosen: Sequence[Row]) -> Iterator[Row]:
     """The rows of which anything can be said; says of which tasks nothing can."""
-    from kdmarl_core.errors import UserError
     from kdmarl_core.teacher.teacher import find_teacher
 
     said = set()
@@ -111,7 +122,6 @@ def _row(
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.table import RowCells
-    from kdmarl_core.teacher.checkpoint import recipe_hash
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
     torch.set_num_threads(arguments.threads)
@@ -120,20 +130,25 @@ def _row(
     teacher, card = load_teacher(find_teacher(team.teacher), spec)
     recipe = load_recipe(team.recipe)
     of_bound = cells.bound_recipe(spec)
-    runs = Path("runs") / "table" / row.slug
-    bound_run = runs / f"bound-{recipe_hash(of_bound, team)[:8]}"
+    bound_run = cells.run_folder(f"{row.slug}-bound", cells.bound_inputs(team, of_bound, episodes))
     slug = row.setting.replace(" ", "_").replace("+", "")
     kind = "assisted" if row.assisted else "students"
 
-    def cell(name: str, kind: str, inputs: dict[str, Any], compute: Compute) -> Cell | None:
-        wanted = kind in arguments.compute
-        run = shown(bar, f"{row.task} {name}", compute) if wanted else None
-        return cells.obtain(results / row.slug / f"{name}.json", inputs, run)
+    def cell(
+        name: str,
+        kind: str,
+        inputs: dict[str, Any],
+        compute: Compute,
+        run: Path | None = None,
+    ) -> Cell | None:
+        ready = shown(bar, f"{row.task} {name}", compute) if kind in arguments.compute else None
+        return cells.obtain(results / row.slug / f"{name}.json", inputs, ready, run)
 
     def student(seed: int) -> Cell | None:
         work = Work(team, teacher, card, recipe, seed)
         inputs = cells.student_inputs(work, episodes, of_bound if row.assisted else None)
         name = f"{slug}-{kind}-{seed}"
+        run = cells.run_folder(f"{row.slug}-{name}", inputs)
 
         def compute(bar: Any, line: Any) -> Cell:
             ready = work
@@ -142,9 +157,9 @@ def _row(
                 assistant = cells.trained_assistant(team, of_bound, episodes, bound_run, report)
                 ready = work._replace(assistant=assistant)
             report = distil_reporter(bar, line)
-            return cells.distil_students(ready, inputs, runs / name, report)
+            return cells.distil_students(ready, inputs, run, report)
 
-        return cell(name, kind, inputs, compute)
+        return cell(name, kind, inputs, compute, run)
 
     def bound() -> Cell | None:
         return cell(

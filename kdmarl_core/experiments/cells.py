@@ -7,6 +7,7 @@ so a table fills up over several runs, and anyone can compute one cell again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from kdmarl_core import __version__
 from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance
 from kdmarl_core.distil.run import Lessons, Report, Work, discard, distil, export
+from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import (
     BundlePlayer,
     Episode,
@@ -43,6 +45,7 @@ from kdmarl_core.team import Team
 EVALUATION_SEED = 0  # of all cells: every player plays the same episodes
 BOUND_SEED = 0
 TEACHER = "teacher"  # where a trained policy lies in the folder of its run
+RUNS = Path("runs") / "table"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Cell:
     returns: tuple[float, ...]  # of each episode
     won: tuple[int, ...]  # one or zero for each episode; empty where nothing can be won
     flops_per_episode: float  # of all robots' decisions; 0 where that is not of interest
-    seconds: float  # spent on training and playing
+    seconds: float  # spent on training and playing, since it was last resumed
     kdmarl_version: str
 
     @property
@@ -71,19 +74,41 @@ def read_cell(path: Path, inputs: dict[str, Any]) -> Cell | None:
     if not path.is_file():
         return None
     cell = from_mapping(Cell, read_json(path), str(path))
-    return cell if cell.inputs == as_json(inputs) else None
+    if cell.inputs != as_json(inputs):
+        return None
+    episodes = inputs["episodes"]
+    if len(cell.returns) != episodes or len(cell.won) not in (0, episodes):
+        raise UserError(
+            f"{path}: returns: {len(cell.returns)} of {episodes} episodes; the file is damaged, "
+            "remove it and it will be computed again"
+        )
+    return cell
 
 
-def obtain(path: Path, inputs: dict[str, Any], compute: Callable[[], Cell] | None) -> Cell | None:
+def obtain(
+    path: Path,
+    inputs: dict[str, Any],
+    compute: Callable[[], Cell] | None,
+    run: Path | None = None,
+) -> Cell | None:
     """The cell in a file or, if it is not there, computed and written; None without `compute`.
 
-    A killed run leaves the old file or the new one.
+    A killed run leaves the old file or the new one. Once the cell is kept, the checkpoint in the
+    folder of its run is of no more use, and goes.
     """
     cell = read_cell(path, inputs)
     if cell is None and compute is not None:
         cell = compute()
         write_cell(path, cell)
+        if run is not None:
+            discard(run)
     return cell
+
+
+def run_folder(label: str, inputs: dict[str, Any]) -> Path:
+    """Where the run for a cell keeps its checkpoint; another one for everything else."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return RUNS / f"{label}-{digest[:8]}"
 
 
 def write_cell(path: Path, cell: Cell) -> None:
@@ -179,7 +204,10 @@ def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int)
 
 
 def distil_students(work: Work, inputs: dict[str, Any], folder: Path, report: Report) -> Cell:
-    """The cell of a team's students: distil, export, play. Goes on where it was interrupted."""
+    """The cell of a team's students: distil, export, play. Goes on where it was interrupted.
+
+    The checkpoint stays in `folder`: `discard` it once the cell is kept.
+    """
     [cell] = distil_and_disturb(work, [(inputs, UNDISTURBED)], folder, report)
     return cell
 
@@ -190,20 +218,21 @@ def distil_and_disturb(
     folder: Path,
     report: Report,
 ) -> list[Cell]:
-    """Cells of the same students, which play once for each disturbance of their messages."""
+    """Cells of the same students, which play once for each disturbance of their messages.
+
+    The checkpoint stays, as in `distil_students`.
+    """
     begun = time.monotonic()
     students = distil(work, report, folder=folder, resume=True)
     exported = export(work, students)
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     flops = sum(item.draft.student.flops_per_decision for item in exported)
-    made = [
+    return [
         _played(
             work.team.task, BundlePlayer(policies, work.team, disturbance), inputs, flops, begun
         )
         for inputs, disturbance in wanted
     ]
-    discard(folder)
-    return made
 
 
 def train_bound(

@@ -15,7 +15,14 @@ import numpy as np
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.tasks.blocks import Block, block_columns
 from kdmarl_core.tasks.jaxmarl import import_quietly
-from kdmarl_core.tasks.opponent import Layers, Match, Opponent, greedy, load_opponent
+from kdmarl_core.tasks.opponent import (
+    Layers,
+    Match,
+    Opponent,
+    greedy,
+    load_opponent,
+    weights_sha256,
+)
 from kdmarl_core.tasks.task import (
     AgentSpec,
     BatchEnv,
@@ -148,19 +155,19 @@ def simple_adversary() -> MpeTask:
         Block("teammates", 2, "m", "the other robot relative to the robot, x, y"),
     )
     adversary = (landmarks, Block("others", 4, "m", "both robots relative to it, x, y each"))
+    agents = tuple(AgentSpec(f"agent_{i}", robot, MOVES) for i in (0, 1))
+    opponent = Opponent(
+        AgentSpec("adversary_0", adversary, MOVES), "mpe_simple_adversary_opponent"
+    )
     return MpeTask(
         # The joint state needs nothing of the adversary: what it sees are differences of what the
         # robots see.
-        spec=_spec(
-            "simple_adversary", tuple(AgentSpec(f"agent_{i}", robot, MOVES) for i in (0, 1))
-        ),
+        spec=_spec("simple_adversary", agents, opponent),
         mpe2_module="simple_adversary_v3",
         mpe2_options={},
         jaxmarl_class="SimpleAdversaryMPE",
         jaxmarl_options={},
-        opponent=Opponent(
-            AgentSpec("adversary_0", adversary, MOVES), "mpe_simple_adversary_opponent"
-        ),
+        opponent=opponent,
     )
 
 
@@ -185,7 +192,7 @@ def task_with_opponent(name: str) -> MpeTask:
     return found[name]
 
 
-def _spec(name: str, agents: tuple[AgentSpec, ...]) -> TaskSpec:
+def _spec(name: str, agents: tuple[AgentSpec, ...], opponent: Opponent | None = None) -> TaskSpec:
     return TaskSpec(
         name=f"mpe/{name}",
         agents=agents,
@@ -194,6 +201,7 @@ def _spec(name: str, agents: tuple[AgentSpec, ...]) -> TaskSpec:
         # The joint state: all observations, and the share of the episode that has passed.
         state_size=sum(agent.observation_size for agent in agents) + 1,
         rate_hz=RATE_HZ,
+        fixture_sha256=weights_sha256(opponent) if opponent else "",
     )
 
 

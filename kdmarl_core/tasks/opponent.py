@@ -95,14 +95,24 @@ def save_opponent(layers: Layers, card: OpponentCard, folder: Path, *, overwrite
         (temporary / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
 
 
+def weights_sha256(opponent: Opponent) -> str:
+    """What an opponent's weights are known by; empty before it has been trained.
+
+    Raises:
+        UserError: its card is damaged.
+    """
+    path = _folder(opponent) / CARD
+    return _read_card(path).weights_sha256 if path.is_file() else ""
+
+
 def load_opponent(opponent: Opponent, task: str) -> Layers:
     """The weights of a task's opponent.
 
     Raises:
         UserError: files missing, cut short or altered, or made for another opponent.
     """
-    folder = share_folder() / "models" / opponent.model
-    card = from_mapping(OpponentCard, read_json(folder / CARD), str(folder / CARD))
+    folder = _folder(opponent)
+    card = _read_card(folder / CARD)
     if (card.task, card.agent) != (task, opponent.agent.name):
         raise UserError(
             f"{folder / CARD}: is '{card.agent}' of '{card.task}', not '{opponent.agent.name}' of "
@@ -114,6 +124,14 @@ def load_opponent(opponent: Opponent, task: str) -> Layers:
     if sizes != (opponent.agent.observation_size, len(opponent.agent.actions)):
         raise UserError(f"{path}: {sizes} inputs and outputs do not fit; train the opponent again")
     return layers
+
+
+def _folder(opponent: Opponent) -> Path:
+    return share_folder() / "models" / opponent.model
+
+
+def _read_card(path: Path) -> OpponentCard:
+    return from_mapping(OpponentCard, read_json(path), str(path))
 
 
 def _read_layers(path: Path, sha256: str) -> Layers:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdmarl_core.errors import UserError
 from kdmarl_core.files import atomic_write
 from kdmarl_core.schema import from_mapping, parse_json
+from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.teacher import load_into, read_tensors
 from kdmarl_core.team import Team
 
@@ -30,9 +31,9 @@ class Progress:
     seconds: float
 
 
-def recipe_hash(recipe: object, team: Team | None) -> str:
-    """A hash of a recipe and a restriction: a run is only resumed with those that began it."""
-    record: list[Any] = [dataclasses.asdict(recipe)]  # type: ignore[call-overload]
+def recipe_hash(recipe: object, spec: TaskSpec, team: Team | None) -> str:
+    """A hash of recipe, opponent and restriction: a run is only resumed with what began it."""
+    record: list[Any] = [dataclasses.asdict(recipe), spec.fixture_sha256]  # type: ignore[call-overload]
     if team is not None:
         restriction = team.restriction()
         record.append({agent: dataclasses.asdict(sensed) for agent, sensed in restriction.items()})
@@ -67,9 +68,9 @@ def load_checkpoint(
     progress = from_mapping(Progress, record, str(path))
     if (progress.recipe_sha256, progress.seed) != (recipe_sha256, seed):
         raise UserError(
-            f"{path}: was made with another recipe, seed, team, teacher or expert buffer (seed "
-            f"{progress.seed}, now {seed}); resume with the same ones, or start afresh without "
-            "--resume"
+            f"{path}: was made with another recipe, seed, team, teacher, opponent or buffer (seed "
+            f"{progress.seed}, now {seed}); resume with the same ones, or start afresh "
+            "without --resume"
         )
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     load_into(module, own, path)

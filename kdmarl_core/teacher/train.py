@@ -52,13 +52,14 @@ def train(
         report: called after each iteration with its number and figures.
 
     Raises:
-        UserError: the checkpoint to resume from is missing, damaged, or of other work.
+        UserError: the checkpoint to resume from is missing, damaged, or of other work; or a loss
+            is not finite, and the last good checkpoint stays.
         KeyboardInterrupt: after a checkpoint was written.
     """
     torch.manual_seed(derive_seed(seed, 0))
     teacher = Teacher(task.spec, recipe.architecture, team)
     learner = Mappo(teacher, recipe)
-    path, identity = folder / CHECKPOINT, recipe_hash(recipe, team)
+    path, identity = folder / CHECKPOINT, recipe_hash(recipe, task.spec, team)
     done, seconds = 0, 0.0
     if resume:
         progress = load_checkpoint(path, teacher, learner.optimizer, identity, seed)
@@ -86,7 +87,7 @@ def train(
                 keep()
                 saved = time.monotonic()
         keep()
-    if done < recipe.iterations:
+    if interrupted.is_set():
         raise KeyboardInterrupt
     return teacher, seconds + time.monotonic() - begun
 
