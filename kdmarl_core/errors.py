@@ -1,7 +1,8 @@
 """The one exception that a user is meant to read, and the hints that make it useful."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 EXIT_USER_ERROR = 2
 
@@ -15,6 +16,13 @@ class UserError(Exception):
     def __str__(self) -> str:
         """One line, even where a quoted name or another library's message holds more."""
         return " ".join(super().__str__().splitlines())
+
+
+def check_finite(figures: Mapping[str, float], when: str, remedy: str) -> None:
+    """Raise a `UserError` that names the parts of a loss or gradient that are not finite."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(f"loss: {' and '.join(bad)} is not finite at {when}; {remedy}")
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

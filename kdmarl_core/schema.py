@@ -8,6 +8,7 @@ since a robot's process reads its manifest with it.
 import dataclasses
 import functools
 import json
+import re
 import sys
 import types
 import typing
@@ -29,10 +30,9 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        document = yaml.load(read_text(path), Loader=_UniqueKeyLoader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date; nesting
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
+        document = _parse_yaml(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML ({error}); correct the file") from None
     return _mapping(document, path)
 
 
@@ -151,8 +151,8 @@ def with_changes(document: Mapping[str, Any], changes: Iterable[str]) -> dict[st
         if not equals or not key:
             raise UserError(f"'{change}': must be KEY=VALUE or KEY.KEY=VALUE; correct it")
         try:
-            place[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            place[key] = _parse_yaml(text)
+        except ValueError:
             raise UserError(f"'{change}': '{text}' is not a YAML value; correct it") from None
     return changed
 
@@ -162,6 +162,15 @@ def check_at_least(low: float, record: object, *names: str) -> None:
     for name in names:
         if getattr(record, name) < low:
             raise UserError(f"{name}: {getattr(record, name)} is below {low}; give at least {low}")
+
+
+def check_at_most(high: float, record: object, *names: str) -> None:
+    """Raise a `UserError` for the first of these fields that is above `high`."""
+    for name in names:
+        if getattr(record, name) > high:
+            raise UserError(
+                f"{name}: {getattr(record, name)} is above {high}; give at most {high}"
+            )
 
 
 def check_above_zero(record: object, *names: str) -> None:
@@ -184,13 +193,28 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key '{key.value}' stands twice", problem_mark=key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 for a text: it asks for a point.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    """What a YAML text holds; a `ValueError` with the reason, in one line, if it is none."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date; nesting
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def read_text(path: Path) -> str:

@@ -25,6 +25,7 @@ from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.files import config_file, share_folder
 from kdmarl_core.schema import (
     check_at_least,
+    check_at_most,
     from_mapping,
     is_yaml,
     laid_over,
@@ -69,6 +70,10 @@ class MessageTraining:
             check_format(name, "formats")
 
 
+LARGEST_MESSAGE = 1024  # values
+LONGEST_HOLD = 1_000_000  # steps
+
+
 @dataclass(frozen=True)
 class MessageSpec:
     """What a robot tells others in every step, as the team file has it."""
@@ -82,6 +87,8 @@ class MessageSpec:
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "size")
+        check_at_most(LARGEST_MESSAGE, self, "size")
+        check_at_most(LONGEST_HOLD, self, "hold_steps")
         if (self.size == 0) != (not self.to):
             remedy = "give a size of at least 1, or no receivers ([])" if self.to else "name some"
             raise UserError(f"size: {self.size} with receivers {self.to or 'none'}; {remedy}")
@@ -249,7 +256,12 @@ def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
         UserError: the file is missing or malformed, or names an unknown task, agent, block,
             action or receiver, or does not give every agent exactly one robot.
     """
-    path = _team_file(name_or_path)
+    team, students = _load_alone(_team_file(name_or_path), changes)
+    return _with_students_of(students, team) if students else team
+
+
+def _load_alone(path: Path, changes: Sequence[str] = ()) -> tuple[Team, str | None]:
+    """A team as if its students were its own, and the name of the team that lends them."""
     document = with_changes(_read(path), changes)
     entry = from_mapping(TeamFile, _with_defaults(document, path), str(path))
     task = make_task(entry.task, f"{path}: task")
@@ -267,9 +279,8 @@ def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
             "trained as one; give all robots the same network"
         )
     robots.sort(key=lambda robot: order.index(robot.agent.name))
-    robots = _connected(robots, path)
-    team = Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots))
-    return _with_students_of(entry.students, team) if entry.students else team
+    robots = _connected(robots, task.spec.episode_steps, path)
+    return Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots)), entry.students
 
 
 def _with_students_of(name: str, team: Team) -> Team:
@@ -278,9 +289,9 @@ def _with_students_of(name: str, team: Team) -> Team:
     path = _team_file(name, where)
     if path == team.path:
         raise UserError(f"{where}: '{name}' is this team itself; leave the key out")
-    lender = load_team(str(path))
-    if lender.lender:
-        raise UserError(f"{where}: '{name}' has students of {lender.lender.name}; name that team")
+    lender, lends = _load_alone(path)
+    if lends:
+        raise UserError(f"{where}: '{name}' has students of {lends}; name a team with its own")
     if any(robot.messages for robot in (*lender.robots, *team.robots)):
         raise UserError(
             f"{where}: '{name}': robots that tell each other something can neither lend nor "
@@ -354,9 +365,16 @@ def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
     return Robot(name, agent, sensors, entry.safe_action, entry.student, bounds, entry.messages)
 
 
-def _connected(robots: Sequence[Robot], path: Path) -> list[Robot]:
+def _connected(robots: Sequence[Robot], episode_steps: int, path: Path) -> list[Robot]:
     """The robots with receivers by their names, and each with the peers that it listens to."""
     names = [robot.name for robot in robots]
+    for robot in robots:
+        if robot.messages and max(robot.messages.delays) >= episode_steps:
+            raise UserError(
+                f"{path}: robots: {robot.name}: messages: delay_steps: "
+                f"{max(robot.messages.delays)} is not below the {episode_steps} steps of an "
+                "episode: no message would ever be read; lower it"
+            )
     speaking = [_with_receivers(robot, names, path) for robot in robots]
     return [
         dataclasses.replace(

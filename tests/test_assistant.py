@@ -97,7 +97,7 @@ def test_the_buffer_keeps_what_was_shown(buffer, team, tmp_path, assistant):
     assert shown.max() <= 6
     assert torch.equal(buffer.visible, buffer.visible[:1].expand_as(buffer.visible))  # one episode
     save_buffer(buffer, tmp_path / "buffer")
-    kept = load_buffer(tmp_path / "buffer", assistant[1], ROLES)
+    kept = load_buffer(tmp_path / "buffer", team.task.spec, assistant[1], ROLES)
     assert torch.equal(kept.visible, buffer.visible)
 
 

@@ -6,11 +6,13 @@ Every case begins with files that are all in order, and spoils one thing.
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import (
     DISTILLATION_RECIPE,
     TASK,
@@ -26,7 +28,7 @@ from helpers import (
 )
 
 from kdmarl_core.bundle import MANIFEST, MODEL, write_bundle
-from kdmarl_core.teacher.teacher import CARD, WEIGHTS
+from kdmarl_core.teacher.teacher import CARD, WEIGHTS, read_tensors
 from kdmarl_ros.deployment import plan_swarm
 
 BLOCKS = [("velocity", 2), ("position", 2), ("landmarks", 6), ("others", 4)]
@@ -410,6 +412,11 @@ def test_checkpoints(workshop, refused, trained):
         (["--set", "temperature.kl=3"], ["'temperature.kl=3'", "'temperature' holds no keys"]),
         (["--set", "temperature"], ["'temperature'", "KEY=VALUE"]),
         (["--set", "temperature=[1"], ["'[1' is not a YAML value"]),
+        (["--set", "temperature=2024-13-45"], ["'2024-13-45' is not a YAML value"]),
+        (["--set", "temperature=-1e-3"], ["temperature", "-0.001 must be above 0"]),
+        (["--set", "roles=10000"], ["roles: 10000 is above 1000"]),
+        (["--set", "offline.updates=0", "on_policy.iterations=0"], ["offline.updates and", "0"]),
+        (["--set", "on_policy.num_envs=1", "on_policy.rollout_steps=1"], ["rollout_steps: 1 in"]),
         (["--without", "kll"], ["unknown term 'kll'", "did you mean kl"]),
         (["--without", "kl", "ppo", "cross_entropy"], ["all weights are 0"]),
     ],
@@ -431,6 +438,39 @@ def test_expert_buffers(workshop, refused):
     assert line == f"kdmarl: {file}: not an expert buffer; name another --buffer file\n"
     line = refused(workshop.distil("--buffer", workshop.teacher))
     assert line.startswith(f"kdmarl: {workshop.teacher}: ")
+
+
+def test_a_teacher_of_another_task(workshop, refused):
+    """Also one whose network this task cannot have."""
+    for teacher in ("smax_3m", "smax_3m_plain"):
+        line = refused(workshop.distil("--teacher", teacher))
+        assert f"{teacher}/{CARD}: task is 'smax/3m'" in line
+
+
+def test_a_loss_that_is_not_finite_in_training(kdmarl, workshop):
+    """The last good checkpoint stays, and no teacher is written."""
+    recipe = write_yaml(workshop.file("wild.yaml"), TRAINING_RECIPE | {"learning_rate": 1.0e30})
+    folder = workshop.file("wild")
+    done = kdmarl(*workshop.train("--recipe", recipe, "--output", folder, "--threads", 1))
+    assert done.code == 2
+    assert re.search(r"loss: .* is not finite at iteration \d+; lower the learning rate", done.err)
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert not (folder / "teacher").exists()
+
+
+def test_messages_that_no_gradient_would_follow(workshop, refused):
+    """A rollout whose length has no divisor above the delay."""
+    talking = changed(TEAM_FILE, "defaults", {"messages": {"size": 1, "to": "all"}})
+    write_yaml(workshop.file("team.yaml"), talking)
+    line = refused(workshop.distil("--set", "on_policy.rollout_steps=29"))
+    assert "rollout_steps: 29 can be cut into parts of 1 steps" in line
+    assert line.endswith("give 50\n")
+
+
+def test_messages_of_those_who_are_silent(workshop, refused):
+    line = refused(workshop.evaluate("--message-loss", "0.5"))
+    assert line.startswith(f"kdmarl: {workshop.file('team.yaml')}: robots: nobody has 'messages'")
 
 
 def test_resuming_what_was_never_begun(workshop, refused):

@@ -372,7 +372,7 @@ def test_episodes_of_any_length_and_actions_that_are_not_always_legal(tmp_path, 
         work, lambda *r: won.append(r[-1]), folder=tmp_path / "run", buffer_file=file
     )
     assert sum(rate > 0 for rate in won) > 0
-    labels = load_buffer(file, work.card, recipe.roles).labels
+    labels = load_buffer(file, work.team.task.spec, work.card, recipe.roles).labels
     assert labels.begins[1:].any()
     assert not labels.action_mask.all()
     assert labels.action_mask.gather(-1, labels.action.long()[..., None]).all()
@@ -523,7 +523,7 @@ def test_a_checkpoint_of_other_work_is_refused(make_work, tmp_path, refusal, cha
     other, buffer_file = change(work, tmp_path)
     message = refusal(distil, other, ignore, folder=folder, resume=True, buffer_file=buffer_file)
     assert message.startswith(f"{folder / CHECKPOINT}: ")
-    assert "another recipe, seed, team, teacher or expert buffer" in message
+    assert "another recipe, seed, team, teacher, opponent or buffer" in message
     assert "without --resume" in message
     assert (folder / CHECKPOINT).read_bytes() == content
 

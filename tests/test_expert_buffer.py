@@ -1,8 +1,11 @@
 """The expert buffer: what is in it, what it weighs, and that nothing else is taken for it."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import DISTILLATION_RECIPE, TASK, make_teacher
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 
@@ -20,6 +23,7 @@ from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher.returns import gae
 from kdmarl_core.teacher.rollout import Collector
 
+SPEC = make_task(TASK).spec
 ROLES = DISTILLATION_RECIPE["roles"]
 BFLOAT16 = {"atol": 0.05, "rtol": 0.02}  # the teacher labels at this precision
 HALF = {"atol": 1e-6, "rtol": 2.0**-11}  # half of the last of 11 binary digits
@@ -201,7 +205,7 @@ def file(buffer, tmp_path):
 
 
 def test_round_trip(taught, buffer, file):
-    loaded = load_buffer(file, taught[2], ROLES)
+    loaded = load_buffer(file, SPEC, taught[2], ROLES)
     assert loaded.origin == buffer.origin
     assert torch.equal(loaded.projection, buffer.projection)
     assert torch.equal(loaded.observation, buffer.observation)
@@ -222,26 +226,51 @@ def test_round_trip(taught, buffer, file):
 )
 def test_buffers_of_others_are_refused(taught, file, refusal, change, roles, words):
     card = taught[2].__class__(**vars(taught[2]) | change)
-    message = refusal(load_buffer, file, card, roles)
+    message = refusal(load_buffer, file, SPEC, card, roles)
     assert message.startswith(f"{file}: {words[0]}: ")
     assert "another --buffer file" in message
     for word in words:
         assert word in message
 
 
+def test_a_buffer_of_another_opponent_is_refused(taught, file, refusal):
+    spec = dataclasses.replace(SPEC, fixture_sha256="cd" * 32)
+    message = refusal(load_buffer, file, spec, taught[2], ROLES)
+    assert message.startswith(f"{file}: opponent: ")
+    assert "'cdcdcdcdcdcd'" in message
+
+
+@pytest.mark.parametrize("name", ["observation", "behaviour", "roles"])
+@pytest.mark.parametrize(
+    "damage", [None, lambda t: t[:-1], lambda t: t[:, :1], torch.Tensor.double]
+)
+def test_buffers_that_lack_something_are_refused(taught, file, refusal, name, damage):
+    """A tensor is not there, is too small, or of another kind."""
+    with safe_open(file, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata()
+    held = tensors.pop(name)
+    if damage is not None:
+        tensors[name] = damage(held).contiguous()
+    save_file(tensors, file, metadata)
+    message = refusal(load_buffer, file, SPEC, taught[2], ROLES)
+    assert message.startswith(f"{file}: {name}: ")
+    assert "remove it" in message
+
+
 @pytest.mark.parametrize("kept", [-1, -5000, 100, 8, 0])
 def test_files_that_were_cut_are_refused(taught, file, refusal, kept):
     file.write_bytes(file.read_bytes()[:kept])
-    message = refusal(load_buffer, file, taught[2], ROLES)
+    message = refusal(load_buffer, file, SPEC, taught[2], ROLES)
     assert message.startswith(f"{file}: ")
     assert "cut short" in message
 
 
 def test_other_files_are_refused(taught, file, refusal, tmp_path):
-    message = refusal(load_buffer, tmp_path / "none", taught[2], ROLES)
+    message = refusal(load_buffer, tmp_path / "none", SPEC, taught[2], ROLES)
     assert message == f"{tmp_path / 'none'}: no such file; check the path"
     other = tmp_path / "weights.safetensors"
     save_file({"weight": torch.zeros(2)}, other)
-    message = refusal(load_buffer, other, taught[2], ROLES)
+    message = refusal(load_buffer, other, SPEC, taught[2], ROLES)
     assert message.startswith(f"{other}: ")
     assert "not an expert buffer" in message

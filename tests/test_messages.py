@@ -264,6 +264,16 @@ def test_silence_leaves_no_trace(load):
         ({"training": {"delay_steps": [1, 99]}}, ["hold_steps: 3", "99"]),
         ({"training": {"formats": ["int3"]}}, ["training: formats", "int3"]),
         ({"sise": 4}, ["sise", "size"]),
+        ({"size": 1_000_000}, ["robot_1: messages: size: 1000000 is above 1024"]),
+        ({"hold_steps": 10**19}, ["messages: hold_steps", "is above 1000000"]),
+        (
+            {"delay_steps": 25, "hold_steps": 40},
+            ["robot_1: messages: delay_steps: 25", "25 steps"],
+        ),
+        (
+            {"training": {"delay_steps": [1, 30]}, "hold_steps": 40},
+            ["delay_steps: 30 is not below the 25 steps of an episode"],
+        ),
     ],
 )
 def test_mistakes_are_refused_in_one_line(load, refusal, change, words):

@@ -386,7 +386,7 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("term", "damage"),
     [
-        ("kl and soft_cross_entropy", {"teacher": NAN}),
+        ("kl and term soft_cross_entropy", {"teacher": NAN}),
         ("structure", {"cosines": NAN}),
         ("role", {"roles": NAN}),
         ("ppo", {"advantage": NAN}),

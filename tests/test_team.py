@@ -179,7 +179,7 @@ def test_students_of_another_team_fly_in_turn(load):
     [
         ({"robots": 29}, ["robots: 29 is not 30", "mpe/simple_spread_30"]),
         ({"students": "simple_spred"}, ["students", "did you mean simple_spread"]),
-        ({"students": "simple_spread_30"}, ["students", "simple_spread", "name that team"]),
+        ({"students": "simple_spread_30"}, ["students", "simple_spread", "with its own"]),
         (
             {"students": "simple_speaker_listener"},
             ["students: 'simple_speaker_listener'", "('goal', 3)", "robot_0"],
@@ -193,3 +193,19 @@ def test_fleets_that_cannot_be(load, refusal, document, words):
     line = refusal(load, {"base": "simple_spread_30", **document})
     for word in words:
         assert word in line
+
+
+def test_teams_that_lend_each_other_students(refusal, tmp_path):
+    first, second = (tmp_path / name for name in ("first.yaml", "second.yaml"))
+    write_yaml(first, TEAM_FILE | {"students": str(second)})
+    write_yaml(second, TEAM_FILE | {"students": str(first)})
+    assert refusal(load_team, str(first)) == (
+        f"{first}: students: '{second}' has students of {first}; name a team with its own"
+    )
+
+
+def test_a_mapping_with_a_key_that_is_no_text(refusal, tmp_path):
+    path = tmp_path / "team.yaml"
+    path.write_text("task: mpe/simple_spread\nteacher: {{ teacher }}\n? [a, b]\n: c\n")
+    message = refusal(load_team, str(path))
+    assert message.startswith(f"{path}: not valid YAML")

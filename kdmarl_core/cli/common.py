@@ -25,6 +25,7 @@ from kdmarl_core.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
     from kdmarl_core.bundle import Disturbance
+    from kdmarl_core.team import Team
 
 EXIT_INTERRUPTED = 130
 
@@ -76,11 +77,21 @@ def add_disturbance(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def disturbance(arguments: argparse.Namespace) -> Disturbance:
-    """What these options say."""
-    from kdmarl_core.bundle import Disturbance
+def disturbance(arguments: argparse.Namespace, team: Team) -> Disturbance:
+    """What these options say.
 
-    return Disturbance(arguments.message_loss, arguments.message_delay)
+    Raises:
+        UserError: there are no messages that could be disturbed.
+    """
+    from kdmarl_core.bundle import UNDISTURBED, Disturbance
+
+    given = Disturbance(arguments.message_loss, arguments.message_delay)
+    if given != UNDISTURBED and not any(robot.messages for robot in team.robots):
+        raise UserError(
+            f"{team.path}: robots: nobody has 'messages' that could be lost or late; leave out "
+            "--message-loss and --message-delay"
+        )
+    return given
 
 
 def _share(text: str) -> float:

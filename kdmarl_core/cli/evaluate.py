@@ -114,7 +114,7 @@ def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
         folder = (
             Path(arguments.bundles) if arguments.bundles else bundles_folder(team.students.name)
         )
-        return BundlePlayer(load_bundles(team, folder), team, disturbance(arguments))
+        return BundlePlayer(load_bundles(team, folder), team, disturbance(arguments, team))
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 

@@ -43,6 +43,7 @@ class Origin:
     steps: int
     roles: int
     seed: int
+    fixture_sha256: str = ""  # `TaskSpec.fixture_sha256`
 
 
 class ExpertBuffer(NamedTuple):
@@ -60,7 +61,8 @@ class ExpertBuffer(NamedTuple):
 def plan_buffer(spec: TaskSpec, card: TeacherCard, steps: int, roles: int, seed: int) -> Origin:
     """What a buffer of at least `steps` environment steps is made from."""
     whole = spec.episode_steps * ENVS
-    return Origin(spec.name, card.weights_sha256, math.ceil(steps / whole) * whole, roles, seed)
+    planned = math.ceil(steps / whole) * whole
+    return Origin(spec.name, card.weights_sha256, planned, roles, seed, spec.fixture_sha256)
 
 
 def fill_buffer(task: Task, teacher: Teacher, card: TeacherCard, origin: Origin) -> ExpertBuffer:
@@ -108,25 +110,38 @@ def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
         save_file(tensors, temporary, {"origin": origin})
 
 
-def load_buffer(path: Path, card: TeacherCard, roles: int) -> ExpertBuffer:
+def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> ExpertBuffer:
     """Read a buffer.
 
     Raises:
-        UserError: the file is missing or damaged, or was made by another teacher or for another
-            number of roles.
+        UserError: the file is missing or damaged, or was made in another task, by another teacher
+            or for another number of roles.
     """
     tensors, metadata = read_tensors(path)
     if "origin" not in metadata:
         raise UserError(f"{path}: not an expert buffer; name another --buffer file")
     origin = from_mapping(Origin, parse_json(metadata["origin"], path), str(path))
-    found = (origin.task, origin.teacher_sha256[:12], origin.roles)
-    expected = (card.task, card.weights_sha256[:12], roles)
-    for name, is_, should in zip(("task", "teacher", "roles"), found, expected, strict=True):
+    names = ("task", "opponent", "teacher", "roles")
+    found = (origin.task, origin.fixture_sha256[:12], origin.teacher_sha256[:12], origin.roles)
+    expected = (card.task, spec.fixture_sha256[:12], card.weights_sha256[:12], roles)
+    for name, is_, should in zip(names, found, expected, strict=True):
         if is_ != should:
             raise UserError(
                 f"{path}: {name}: the expert buffer was made with '{is_}', not with '{should}'; "
                 "name another --buffer file, or remove this one"
             )
+    observation, labels = _allocate(spec, spec.episode_steps, 1, roles)
+    sequences = origin.steps // spec.episode_steps
+    for name, example in {"observation": observation, **labels._asdict()}.items():
+        shape = (spec.episode_steps, sequences, *example.shape[2:])
+        held = tensors.get(name)
+        if held is None or (held.shape, held.dtype) != (shape, example.dtype):
+            raise UserError(
+                f"{path}: {name}: {'missing' if held is None else tuple(held.shape)}, not "
+                f"{shape}; the file is damaged, remove it and it will be made again"
+            )
+    if "projection" not in tensors:
+        raise UserError(f"{path}: projection: missing; remove the file, it will be made again")
     fields = {name: tensors[name] for name in Labels._fields}
     visible = tensors.get("visible")
     return ExpertBuffer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -26,7 +25,7 @@ from kdmarl_core.distil.losses import (
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.samples import Batch
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import check_finite
 
 
 class Learner:
@@ -51,14 +50,13 @@ class Learner:
         """
         terms = self._terms(batch, weights)
         loss = total(terms, weights)
-        self._refuse_non_finite(loss, terms)
+        self._check_finite({f"term {n}": float(t.detach()) for n, t in terms._asdict().items()})
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self.learned.parameters(), self._recipe.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise self._not_finite("the gradient")
+        self._check_finite({"the gradient": float(norm)})
         self.optimizer.step()
         return Terms(*(term.detach() for term in terms))
 
@@ -110,18 +108,6 @@ class Learner:
             }
         )
 
-    def _refuse_non_finite(self, loss: Tensor, terms: Terms) -> None:
-        if math.isfinite(float(loss.detach())):
-            return
-        bad = [
-            name
-            for name, term in terms._asdict().items()
-            if not math.isfinite(float(term.detach()))
-        ]
-        raise self._not_finite(f"term {' and '.join(bad)}")
-
-    def _not_finite(self, what: str) -> UserError:
-        return UserError(
-            f"loss: {what} is not finite at update {self.updates}; "
-            "lower the learning rate or the term's weight"
-        )
+    def _check_finite(self, figures: dict[str, float]) -> None:
+        remedy = "lower the learning rate or the term's weight"
+        check_finite(figures, f"update {self.updates}", remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,7 @@ from kdmarl_core.distil.samples import (
     side_by_side,
 )
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.errors import UserError
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import BatchStep, Task
 from kdmarl_core.tasks.task import Booleans
@@ -32,6 +34,18 @@ MESSAGE_STEPS = 25  # through which gradients follow messages back: a whole epis
 def message_steps(rollout_steps: int) -> int:
     """The length of the equal parts of a rollout in which gradients follow messages back."""
     return max(n for n in range(1, MESSAGE_STEPS + 1) if rollout_steps % n == 0)
+
+
+def refuse_short_parts(rollout_steps: int, delay_steps: int) -> None:
+    """Raise a `UserError` if gradients could not follow messages so late through any part."""
+    parts = message_steps(rollout_steps)
+    if parts <= delay_steps:
+        better = math.ceil(rollout_steps / MESSAGE_STEPS) * MESSAGE_STEPS
+        raise UserError(
+            f"on_policy: rollout_steps: {rollout_steps} can be cut into parts of {parts} steps at "
+            f"best, through which no gradient follows messages that are {delay_steps} steps late; "
+            f"give {better}"
+        )
 
 
 class StudentsActing:

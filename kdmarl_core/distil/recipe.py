@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdmarl_core.distil.losses import Terms, Weights
-from kdmarl_core.errors import unknown
+from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import config_file
 from kdmarl_core.schema import (
     check_above_zero,
     check_at_least,
+    check_at_most,
     from_mapping,
     read_with_bases,
     with_changes,
 )
+
+MOST_ROLES = 1000  # far more than there are kinds of behaviour, fewer than roles are fitted from
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class OnPolicyPhase:
         check_at_least(0, self, "iterations")
         check_at_least(1, self, "num_envs", "rollout_steps", "epochs", "minibatches")
         check_above_zero(self, "learning_rate")
+        if self.num_envs * self.rollout_steps == 1:
+            raise UserError(
+                "rollout_steps: 1 in 1 environment is one sample, whose advantage cannot be "
+                "normalised; raise one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,12 @@ class Recipe:
         check_above_zero(self, "temperature", "clip", "max_grad_norm")
         check_at_least(1, self, "common_width")
         check_at_least(2, self, "roles")
+        check_at_most(MOST_ROLES, self, "roles")
+        if not (self.offline.updates or self.on_policy.iterations):
+            raise UserError(
+                "offline.updates and on_policy.iterations are both 0, so nothing would be "
+                "learned; raise one of them"
+            )
 
 
 _recipe_file = functools.partial(config_file, "recipe", "training/distil*.yaml")

@@ -41,9 +41,10 @@ from kdmarl_core.distil.expert_buffer import (
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
 from kdmarl_core.distil.offline import learn_offline
-from kdmarl_core.distil.on_policy import OnPolicy, StudentsActing
+from kdmarl_core.distil.on_policy import OnPolicy, StudentsActing, refuse_short_parts
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import (
     BundlePlayer,
     Episode,
@@ -107,6 +108,7 @@ class Work(NamedTuple):
         """A hash: what was begun by other work is not gone on with."""
         record = [
             self.team.record(),
+            self.team.task.spec.fixture_sha256,
             self.lessons.card.weights_sha256,
             dataclasses.asdict(self.recipe),
             self.seed,
@@ -141,12 +143,20 @@ def distil(
     team, recipe, seed = work.team, work.recipe, work.seed
     torch.manual_seed(derive_seed(seed, 10))
     students = StudentTeam(team)
+    if students.wiring and recipe.on_policy.iterations:
+        refuse_short_parts(recipe.on_policy.rollout_steps, students.wiring.longest)
     heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
     learner = Learner(students, heads, recipe)
     kept = None
     if buffer_file is not None and buffer_file.exists():
-        kept = load_buffer(buffer_file, work.lessons.card, recipe.roles)
-    origin = kept.origin if kept else _planned_buffer(work)
+        kept = load_buffer(buffer_file, team.task.spec, work.lessons.card, recipe.roles)
+    planned = _planned_buffer(work)
+    origin = kept.origin if kept else planned
+    if origin.steps < planned.steps:
+        raise UserError(
+            f"{buffer_file}: steps: holds {origin.steps}, and {planned.steps} are asked for; "
+            f"name another --buffer file, or --set offline.buffer_steps={origin.steps}"
+        )
     path, identity, done, seconds = folder / CHECKPOINT, work.identity(origin), 0, 0.0
     if resume and path.is_file():
         progress = load_checkpoint(path, learner.learned, learner.optimizer, identity, seed)
@@ -189,7 +199,7 @@ def distil(
                 keep()
                 saved = time.monotonic()
         keep()
-    if done < first + second:
+    if interrupted.is_set():
         raise KeyboardInterrupt
     return students
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import UserError, check_finite
 from kdmarl_core.files import config_file, share_folder
 from kdmarl_core.schema import (
     check_above_zero,
@@ -154,6 +154,10 @@ class Mappo:
         """Improve the teacher on a rollout in which `policy` acted from its `begin` on.
 
         Returns mean figures to log.
+
+        Raises:
+            UserError: a term or the gradient is not finite; weights are left as they were before
+                the step.
         """
         recipe = self.recipe
         progress = iteration / recipe.iterations
@@ -171,7 +175,13 @@ class Mappo:
                 total = -losses.policy + 0.5 * losses.value - entropy_weight * losses.entropy
                 self.optimizer.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
-                clip_grad_norm_(self.teacher.parameters(), recipe.max_grad_norm)
+                norm = clip_grad_norm_(self.teacher.parameters(), recipe.max_grad_norm)
+                figures = {f"term {n}": float(t.detach()) for n, t in losses._asdict().items()}
+                check_finite(
+                    figures | {"the gradient": float(norm)},
+                    f"iteration {iteration}",
+                    f"lower the learning rate, now {rate:.1e}",
+                )
                 self.optimizer.step()
                 sums += torch.stack(losses).detach()
         means = sums / (recipe.epochs * recipe.minibatches)

@@ -209,6 +209,7 @@ def load_teacher(folder: Path, spec: TaskSpec) -> tuple[Teacher, TeacherCard]:
             f"{folder / CARD}: restriction: was trained on a team's restricted sensors: an "
             "assistant at best; give a teacher that was trained without --team"
         )
+    _refuse_other_task(folder, card, spec)
     return _load(folder, card, Teacher(spec, card.architecture))
 
 
@@ -219,6 +220,7 @@ def load_bound(folder: Path, team: Team) -> tuple[Teacher, TeacherCard]:
         UserError: files missing, cut short or altered, or made for another task or restriction.
     """
     card = read_card(folder)
+    _refuse_other_task(folder, card, team.task.spec)
     if card.restriction != team.restriction():
         raise UserError(
             f"{folder / CARD}: restriction: is not that of team '{team.name}'; train with "
@@ -227,13 +229,16 @@ def load_bound(folder: Path, team: Team) -> tuple[Teacher, TeacherCard]:
     return _load(folder, card, Teacher(team.task.spec, card.architecture, team))
 
 
-def _load(folder: Path, card: TeacherCard, teacher: Teacher) -> tuple[Teacher, TeacherCard]:
-    spec = teacher.spec
+def _refuse_other_task(folder: Path, card: TeacherCard, spec: TaskSpec) -> None:
     if card.task != spec.name:
         raise UserError(
             f"{folder / CARD}: task is '{card.task}', the team's task is '{spec.name}'; "
             "give a teacher of the same task"
         )
+
+
+def _load(folder: Path, card: TeacherCard, teacher: Teacher) -> tuple[Teacher, TeacherCard]:
+    spec = teacher.spec
     sizes = tuple(agent.observation_size for agent in spec.agents)
     found = (card.observation_sizes, card.num_actions, card.state_size)
     if found != (sizes, spec.num_actions, spec.state_size):
