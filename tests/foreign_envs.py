@@ -89,6 +89,36 @@ class Silent(Corridors):
         return np.array([list(self.cells.values())], np.float64)
 
 
+class Timeless(Silent):
+    """Has nothing to say about itself."""
+
+    metadata = None
+
+
+class Shrinking(Silent):
+    """Its state is that of the walkers who are still there."""
+
+    def state(self):
+        return np.array([self.cells[agent] for agent in self.agents], np.float32)
+
+
+class Ambiguous(Corridors):
+    """Two of its keys name the same topic."""
+
+    max_cycles = 9
+
+    def observation_space(self, agent):
+        space = Box(0.0, 1.0, (1,))
+        return Dict({"door-step": space, "door_step": space})
+
+
+class Unwell(Silent):
+    """Can be made, and not be played."""
+
+    def reset(self, seed=None, options=None):
+        raise RuntimeError("no display")
+
+
 class Battle:
     """PyMARL's interface with SMAC's additions: three allies against as many enemies as asked for.
 

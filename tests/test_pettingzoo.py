@@ -280,3 +280,30 @@ def test_from_teacher_to_students(kdmarl, tmp_path):
     assert distilled.code == 0, distilled.err
     judged = kdmarl("evaluate", *given, "--bundles", "students", *few)
     assert judged.code == 0, judged.err
+
+
+def test_an_environment_that_says_nothing_about_itself():
+    assert make_task("pettingzoo/foreign_envs:Timeless").spec.rate_hz == 10.0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Ambiguous", ["'walker_0'", "door-step, door_step", "must be distinct"]),
+        ("Unwell", ["cannot be played", "RuntimeError: no display"]),
+    ],
+)
+def test_environments_that_cannot_be_used_are_named(refusal, name, words):
+    message = refusal(make_task, f"pettingzoo/foreign_envs:{name}")
+    for word in (f"foreign_envs:{name}", *words):
+        assert word in message
+
+
+def test_a_joint_state_that_changes_its_size_is_refused(refusal):
+    name = "pettingzoo/foreign_envs:Shrinking?lengths=[2, 4]"
+    reference = make_task(name).make_reference()
+    reference.reset(0)
+    reference.step([ON, ON])
+    message = refusal(reference.step, [ON, ON])  # the first walker leaves
+    assert name in message
+    assert "state() had 2 values when the episode began, and 1 in step 2" in message

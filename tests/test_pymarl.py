@@ -33,7 +33,7 @@ def test_plain_pymarl():
     assert [agent.name for agent in spec.agents] == ["agent_0", "agent_1", "agent_2"]
     assert [(block.name, block.size) for block in spec.agents[0].blocks] == [("observation", 2)]
     assert spec.agents[0].actions == ("action_0", "action_1")
-    assert (spec.episode_steps, spec.state_size, spec.homogeneous) == (5, 6, True)
+    assert (spec.episode_steps, spec.state_size, spec.homogeneous) == (5, 7, True)
     assert spec.partially_observable
     assert spec.legal_actions_vary
     assert not spec.can_be_won
@@ -53,7 +53,8 @@ def test_smacs_blocks_are_where_smac_puts_them(timed):
     columns = block_columns(spec.agents[1].blocks)
     shown = {name: view.observations[1][part] for name, part in columns.items()}
     # The state is the health of the three allies, then of the two enemies.
-    health = view.state
+    health = view.state[:-1]
+    assert view.state[-1] == np.float32(1 / 8)
     assert shown["move"].tolist() == [1, 1, 1, 1]
     assert shown["enemies"].reshape(2, 5)[:, 4].tolist() == health[3:].tolist()
     assert shown["allies"].reshape(2, 5)[:, 4].tolist() == health[[0, 2]].tolist()

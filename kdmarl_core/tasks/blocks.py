@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from kdmarl_core.errors import UserError, unknown
 
+VISIBLE = "visible"  # what a student that features are hidden from is told
+
 
 @dataclass(frozen=True)
 class Block:
@@ -61,4 +63,4 @@ def live_columns(blocks: Sequence[Block]) -> npt.NDArray[np.int64]:
 def visible_block(sensors: Sequence[Block]) -> Block:
     """The block that tells which features of the sensors' concatenation are not hidden."""
     size = sum(block.size for block in sensors)
-    return Block("visible", size, "1", "whether each sensor feature is visible this episode")
+    return Block(VISIBLE, size, "1", "whether each sensor feature is visible this episode")

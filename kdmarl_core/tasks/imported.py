@@ -6,16 +6,19 @@ options are keyword arguments of the callable, their values YAML.
 
 import copy
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_core.tasks.task import Booleans
+
+T = TypeVar("T")
 
 
 def split_options(name: str, where: str) -> tuple[str, dict[str, Any]]:
@@ -97,6 +100,30 @@ def construct(
         raise UserError(
             f"{where}: cannot be made ({type(error).__name__}: {error}); correct its options"
         ) from error
+
+
+def first_use(call: Callable[[], T], where: str) -> T:
+    """What a new environment answers when it is used for the first time.
+
+    Raises:
+        UserError: it fails, for want of a display, of data, or of what it does not say.
+    """
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the environment raises
+        raise UserError(
+            f"{where}: cannot be played ({type(error).__name__}: {error}); see what it needs"
+        ) from error
+
+
+def takes(name: str, function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter of that name; some built-in ones do not tell."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def legal_mask(flags: Any) -> Booleans:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from kdmarl_core.errors import UserError
-from kdmarl_core.tasks.blocks import Block
+from kdmarl_core.tasks.blocks import VISIBLE, Block
 from kdmarl_core.tasks.imported import (
     construct,
+    first_use,
     import_callable,
     import_module,
     legal_action,
@@ -41,6 +42,7 @@ from kdmarl_core.tasks.task import (
 
 RATE_HZ = 10.0  # where the environment does not say how many frames a second has
 MASK = "action_mask"  # the key under which environments say which actions are legal
+RESERVED = (MASK, VISIBLE)  # blocks that robots have of their own
 # Of one agent's observation, or of the state. More is an image, and the nets are fully connected.
 MOST_FEATURES = 4096
 
@@ -62,10 +64,12 @@ def make(name: str, where: str) -> Task:
         )
     steps = _episode_steps(env, asked, where)
     agents = tuple(_agent(env, agent, where) for agent in env.possible_agents)
-    env.reset(seed=0)
-    keeps_state = _own_state(env) is not None
-    view = _Episode(env, steps, keeps_state=keeps_state).reset(0)
+    first_use(lambda: env.reset(seed=0), where)
+    state = _own_state(env)
+    state_size = None if state is None else state.size
+    view = first_use(lambda: _Episode(env, steps, state_size, where).reset(0), where)
     env.close()
+    fps = (getattr(env, "metadata", None) or {}).get("render_fps")
     spec = TaskSpec(
         name=name,
         agents=agents,
@@ -74,14 +78,14 @@ def make(name: str, where: str) -> Task:
         ends_early=True,
         legal_actions_vary=True,
         state_size=len(view.state),
-        rate_hz=float(env.metadata.get("render_fps", RATE_HZ)),
+        rate_hz=float(fps) if fps else RATE_HZ,
         partially_observable=not np.array_equal(
             view.state[:-1], np.concatenate(view.observations)
         ),
     )
 
     def make_reference() -> ReferenceEnv:
-        return _Episode(construct(factory, options, where), steps, keeps_state=keeps_state)
+        return _Episode(construct(factory, options, where), steps, state_size, where)
 
     return LoopedTask(spec, make_reference)
 
@@ -128,7 +132,13 @@ def _agent(env: Any, agent: Any, where: str) -> AgentSpec:
             f"given at most {MOST_FEATURES}, so choose another environment, or wrap it"
         )
     # Blocks name ROS topics.
-    names = [re.sub(r"\W", "_", str(key), flags=re.ASCII) for key in parts]
+    names = [re.sub(r"\W|^(?=\d)", "_", str(key), flags=re.ASCII) for key in parts]
+    if len({*names, *RESERVED}) != len(names) + len(RESERVED):
+        raise UserError(
+            f"{where}: agent '{agent}' observes {', '.join(map(str, parts))}, which as blocks are "
+            f"{', '.join(names)}: these must be distinct, and none of {', '.join(RESERVED)}; "
+            "wrap the environment with other keys"
+        )
     blocks = tuple(Block(*named, "1") for named in zip(names, sizes, strict=True))
     return AgentSpec(str(agent), blocks, tuple(f"action_{i}" for i in range(int(actions.n))))
 
@@ -152,10 +162,12 @@ def _own_state(env: Any) -> Floats | None:
 
 
 class _Episode:
-    def __init__(self, env: Any, steps: int, *, keeps_state: bool) -> None:
+    def __init__(self, env: Any, steps: int, state_size: int | None, where: str) -> None:
+        """Of an environment whose own joint state has that size; None: it keeps none."""
         from gymnasium.spaces import flatdim
 
-        self._env, self._limit, self._keeps_state = env, steps, keeps_state
+        self._env, self._limit, self._where = env, steps, where
+        self._state_size = state_size
         self._agents = list(env.possible_agents)
         self._parts = [_parts(env.observation_space(agent)) for agent in self._agents]
         self._sizes = [sum(map(flatdim, parts.values())) for parts in self._parts]
@@ -191,9 +203,22 @@ class _Episode:
         sensed = tuple(self._sensed(i, observations) for i in range(len(self._agents)))
         self._masks = tuple(self._mask(i, observations, infos) for i in range(len(self._agents)))
         clock = np.array([self._steps / self._limit], np.float32)
-        own = _own_state(self._env) if self._keeps_state else None
-        state = np.concatenate([*(sensed if own is None else [own]), clock])
+        state = np.concatenate([*(sensed if self._state_size is None else [self._own()]), clock])
         return View(sensed, state, self._masks)
+
+    def _own(self) -> Floats:
+        """The environment's own joint state, zeros when all have left."""
+        assert self._state_size is not None
+        own = _own_state(self._env)
+        if own is not None and own.size == self._state_size:
+            return own
+        if not self._env.agents:
+            return np.zeros(self._state_size, np.float32)
+        raise UserError(
+            f"{self._where}: state() had {self._state_size} values when the episode began, and "
+            f"{'none' if own is None else own.size} in step {self._steps}; wrap the environment "
+            "so that it has one size"
+        )
 
     def _sensed(self, index: int, observations: Mapping[Any, Any]) -> Floats:
         from gymnasium.spaces import flatten

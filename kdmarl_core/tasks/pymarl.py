@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +29,13 @@ from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.tasks.blocks import Block
 from kdmarl_core.tasks.imported import (
     construct,
+    first_use,
     import_callable,
     import_module,
     legal_action,
     legal_mask,
     split_options,
+    takes,
 )
 from kdmarl_core.tasks.looped import LoopedTask
 from kdmarl_core.tasks.task import (
@@ -116,7 +117,7 @@ def _task(
     starcraft = str(factory.__module__).partition(".")[0] in STARCRAFT_PACKAGES
     if starcraft:
         _check_starcraft(where)
-    takes_seed = "seed" in inspect.signature(factory).parameters
+    takes_seed = takes("seed", factory)
 
     def make_env(seed: int) -> Any:
         return construct(factory, options, where, **({"seed": seed} if takes_seed else {}))
@@ -128,7 +129,7 @@ def _task(
             f"{where}: {type(env).__name__} lacks {', '.join(lacking)} of PyMARL's MultiAgentEnv; "
             "choose another class, or add them"
         )
-    info = env.get_env_info()
+    info = first_use(env.get_env_info, where)
     lacking = [size for size in SIZES if size not in info]
     if lacking:
         raise UserError(f"{where}: get_env_info() lacks {', '.join(lacking)}; add them")
@@ -136,14 +137,16 @@ def _task(
     actions = _actions(env, info["n_actions"])
     # SMAC's count `battles_won`; a look at an episode would launch the game. Others tell after a
     # step.
-    can_be_won = hasattr(env, "battles_won") or "battle_won" in _first_step(env)
+    can_be_won = hasattr(env, "battles_won") or "battle_won" in first_use(
+        lambda: _first_step(env), where
+    )
     env.close()
     spec = TaskSpec(
         name=name,
         agents=tuple(AgentSpec(f"agent_{i}", blocks, actions) for i in range(info["n_agents"])),
         episode_steps=info["episode_limit"],
         ends_early=True,
-        state_size=int(np.prod(info["state_shape"])),
+        state_size=int(np.prod(info["state_shape"])) + 1,  # how much of the episode has passed
         rate_hz=STARCRAFT_RATE_HZ if starcraft else RATE_HZ,
         partially_observable=True,
         legal_actions_vary=True,
@@ -210,7 +213,7 @@ class _Episode:
         with self._draws.lent():
             if self._env is None:
                 self._env = self._make_env(seed)
-            if "seed" in inspect.signature(self._env.reset).parameters:
+            if takes("seed", self._env.reset):
                 self._env.reset(seed=seed)
             else:
                 self._env.reset()
@@ -220,8 +223,8 @@ class _Episode:
         chosen = [legal_action(int(a), mask) for a, mask in zip(actions, self._masks, strict=True)]
         with self._draws.lent():
             reward, done, info = _unpacked(self._env.step(chosen))
+            self._steps += 1
             view = self._view()
-        self._steps += 1
         done = done or self._steps == self._spec.episode_steps
         label = ""
         if done and self._spec.can_be_won:
@@ -232,9 +235,12 @@ class _Episode:
         return []
 
     def _view(self) -> View:
+        """All that is seen; the joint state ends with the share of the episode that has passed."""
         self._masks = tuple(legal_mask(flags) for flags in self._env.get_avail_actions())
         observations = tuple(np.array(o, np.float32).ravel() for o in self._env.get_obs())
-        return View(observations, np.array(self._env.get_state(), np.float32).ravel(), self._masks)
+        clock = self._steps / self._spec.episode_steps
+        state = np.append(np.array(self._env.get_state(), np.float32).ravel(), np.float32(clock))
+        return View(observations, state, self._masks)
 
 
 class _Draws:
