@@ -26,7 +26,7 @@ from kdmarl_core.team import Team
 
 TAMPERINGS = ("cut", "frozen", "shuffled")
 COLOURS = ("#3366cc", "#99bbee", "#cc6677")
-RIDGE = 1e-3  # of the probe, times the number of samples
+RIDGE = 1e-3  # of the probe, as a share of the values' variance
 
 
 class Link(NamedTuple):
@@ -176,10 +176,12 @@ def probe(
     NaN for features that do not change.
     """
     centre_x, centre_y = x.mean(0, dtype=float), y.mean(0, dtype=float)
-    own = x - centre_x
+    spread = x.std(0, dtype=float)
+    scale = np.where(spread > 1e-9, spread, 1.0)
+    own = (x - centre_x) / scale
     gram = own.T @ own + RIDGE * len(x) * np.eye(x.shape[1])
     weight = np.linalg.solve(gram, own.T @ (y - centre_y))
-    error = np.square(unseen_y - centre_y - (unseen_x - centre_x) @ weight).mean(0)
+    error = np.square(unseen_y - centre_y - (unseen_x - centre_x) / scale @ weight).mean(0)
     variance = unseen_y.var(0, dtype=float)
     live = variance > 1e-9
     return np.where(live, 1 - error / np.where(live, variance, 1.0), np.nan)
@@ -188,6 +190,8 @@ def probe(
 def draw(title: str, losses: Sequence[Loss], read: Sequence[Readable], path: Path) -> None:
     """What each link is worth, and what can be read from each sender's messages, as PNG."""
     from matplotlib.figure import Figure
+
+    from kdmarl_core.pictures import save_png
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     worths, shares = figure.subplots(1, 2)
@@ -215,9 +219,11 @@ def draw(title: str, losses: Sequence[Loss], read: Sequence[Readable], path: Pat
     for entry in read:
         block = entry.subject.partition("[")[0]
         by_block.setdefault((entry.sender, block), []).append(max(entry.share, 0.0))
-    senders, blocks = (list(dict.fromkeys(keys)) for keys in zip(*by_block, strict=True))
+    senders = list(dict.fromkeys(sender for sender, _ in by_block))
+    blocks = list(dict.fromkeys(block for _, block in by_block))
     grid = [[100 * float(np.mean(by_block[s, block])) for s in senders] for block in blocks]
-    shares.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    if grid:
+        shares.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
             dark = "white" if value > 50 else "black"
@@ -225,8 +231,7 @@ def draw(title: str, losses: Sequence[Loss], read: Sequence[Readable], path: Pat
     shares.set_xticks(range(len(senders)), senders)
     shares.set_yticks(range(len(blocks)), blocks)
     shares.set(title="read from its messages, % of variance", xlabel="sender")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_png(figure, path)
 
 
 def _values(data: bytes, size: int, form: str) -> npt.NDArray[np.float32]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from kdmarl_core.files import atomic_file
 from kdmarl_core.tasks import Entity
 
 Scene = Sequence[Entity]
@@ -26,7 +27,13 @@ def draw_still(scenes: Sequence[Scene], title: str, path: Path) -> None:
         axes.plot(*zip(*path_m, strict=True), color=COLOURS[i % len(COLOURS)], linewidth=1.5)
         axes.plot(*path_m[0], marker="o", markersize=4, color=COLOURS[i % len(COLOURS)])
     _draw(axes, scenes[-1])
-    figure.savefig(path, dpi=110)
+    save_png(figure, path)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure; the file appears complete or not at all."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def animate(scenes: Sequence[Scene], title: str, path: Path) -> None:

@@ -254,7 +254,7 @@ def test_command(opponent_command, trained, tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
     card = from_mapping(OpponentCard, read_json(folder / CARD), "card")
     assert (card.seed, card.env_steps, card.episodes) == (5, 1600, 4)
-    assert card.command.startswith(f"kdmarl opponent {NAME} --seed 5 --recipe ")
+    assert card.command.startswith(f"kdmarl opponent {NAME} --seed 5 --threads 1 --recipe ")
     assert card.random_team_return == figures["random_team"]
     assert (card.team_return, card.opponent_return) == (figures["team"], figures["opponent"])
     # The new opponent plays.

@@ -459,6 +459,21 @@ def test_a_loss_that_is_not_finite_in_training(kdmarl, workshop):
     assert not (folder / "teacher").exists()
 
 
+def test_a_task_without_a_recipe_of_its_own(refused):
+    line = refused(["train", "mpe/simple_spread_30"])
+    assert line.startswith("kdmarl: mpe/simple_spread_30: no recipe ships for this task")
+    assert "--recipe FILE" in line
+
+
+def test_what_is_refused_replaces_nothing(workshop, refused, trained):
+    """Neither the event files nor the teacher of the run before."""
+    arguments = ["--output", trained.parent, "--overwrite", "--network", "units"]
+    before = {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
+    assert "'units'" in refused(workshop.train(*arguments))
+    assert before == {p: p.read_bytes() for p in trained.parent.rglob("*") if p.is_file()}
+    assert any("tfevents" in path.name for path in before)
+
+
 def test_messages_that_no_gradient_would_follow(workshop, refused):
     """A rollout whose length has no divisor above the delay."""
     talking = changed(TEAM_FILE, "defaults", {"messages": {"size": 1, "to": "all"}})

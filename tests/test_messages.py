@@ -856,6 +856,9 @@ def test_inspection_tells_what_links_are_worth(tmp_path, kdmarl):
     assert lost.code == 2
     assert str(picture) in lost.err
     assert json.loads(lost.out) == found
+    other = kdmarl(*command, "--picture", tmp_path / "links.jpg")
+    assert other.code == 2
+    assert other.err.endswith("links.jpg is no PNG; give a name that ends in .png\n")
     silent = kdmarl("inspect", "--team", "simple_spread_lh")
     assert silent.code == 2
     assert "nobody tells anybody" in silent.err
@@ -866,6 +869,9 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     x = rng.normal(size=(4000, 3)).astype(np.float32)
     noise = rng.normal(size=4000)
     y = np.stack([2 * x[:, 0] - x[:, 2] + 1, x[:, 1] + noise, noise, np.ones(4000)], 1)
-    share = probe(x[:2000], y[:2000], x[2000:], y[2000:])
-    np.testing.assert_allclose(share[:3], [1.0, 0.5, 0.0], atol=0.05)
-    assert np.isnan(share[3])
+    for size in (1.0, 1e-3):  # a quiet message says as much
+        told = (size * x).astype(np.float32)
+        share = probe(told[:2000], y[:2000], told[2000:], y[2000:])
+        np.testing.assert_allclose(share[:3], [1.0, 0.5, 0.0], atol=0.05)
+        assert np.isnan(share[3])
+    assert probe(told[:2000] * 0, y[:2000], told[2000:] * 0, y[2000:])[0] < 0.01

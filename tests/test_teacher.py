@@ -112,7 +112,7 @@ def test_command_trains_and_reports(train_command, uninterrupted, tmp_path):
     card = read_card(folder / "teacher")
     assert (card.task, card.seed, card.env_steps) == (TASK, 5, 1600)
     assert card.evaluation.mean_return == figures["return"]
-    assert card.command.startswith(f"kdmarl train {TASK} --seed 5 --recipe ")
+    assert card.command.startswith(f"kdmarl train {TASK} --seed 5 --threads 1 --recipe ")
     events = EventAccumulator(str(folder)).Reload()
     steps = [event.step for event in events.Scalars("train/return")]
     assert steps == [400, 800, 1200, 1600]
@@ -210,6 +210,10 @@ def test_a_rollout_says_what_happened(spread):
         expected = np.stack([getattr(step, name) for step in shown[first:last]])
         assert np.array_equal(getattr(rollout, name).numpy(), expected), name
     assert rollout.episode_return() == pytest.approx(float(rollout.reward.sum()) / 8, rel=1e-5)
+    unfinished = rollout._replace(done=rollout.done.clone())
+    unfinished.done[-1, 0] = False  # a tail whose episode's end was not seen
+    whole = float(rollout.reward.sum() - rollout.reward[len(rollout.reward) // 2 :, 0].sum())
+    assert unfinished.episode_return() == pytest.approx(whole / 7, rel=1e-5)
 
 
 def test_actions_are_drawn_with_their_probabilities():
@@ -616,7 +620,9 @@ def test_the_command_trains_a_bound(kdmarl, tmp_path, refusal):
     card = read_card(folder / "teacher")
     assert card.architecture == Architecture("gru", 16, 2)
     assert card.restriction["agent_1"].sensors == ("velocity", "position")
-    assert card.command.startswith(f"kdmarl train {TASK} --seed 3 --team simple_spread_lh ")
+    assert card.command.startswith(
+        f"kdmarl train {TASK} --seed 3 --threads 1 --team simple_spread_lh "
+    )
     # A team that only computes otherwise has the same bound, another has not.
     bound, _ = load_bound(folder / "teacher", load_team("simple_spread_lha"))
     assert bound.recurrent

@@ -30,8 +30,16 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 Command = Callable[[argparse.Namespace], None]
+MOST_THREADS = 1024
 LONGEST_LINE = 10_000  # characters
-console = Console(stderr=True, highlight=False)
+
+
+def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Prints text as it is: names of files and tasks may hold brackets."""
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+console = plain_console(stderr=True)
 
 
 def run(command: Command, arguments: argparse.Namespace) -> int:
@@ -113,10 +121,15 @@ def add_run(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "--episodes", type=positive, default=1000, help="to measure (default 1000)"
     )
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    add_threads(parser)
     add_output(parser, output)
     add_seed(parser)
     add_json(parser)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """`--threads`, for everything that learns."""
+    parser.add_argument("--threads", type=threads, default=2, help="torch threads (default 2)")
 
 
 def natural(text: str) -> int:
@@ -124,6 +137,14 @@ def natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def threads(text: str) -> int:
+    """A number of threads, as an argument type."""
+    value = positive(text)
+    if value > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{value} is above {MOST_THREADS}")
     return value
 
 
@@ -138,10 +159,10 @@ def positive(text: str) -> int:
 def progress_bar() -> Progress:
     """A progress bar on standard error with the time left; silent where there is no terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -172,4 +193,4 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_row(*row)
     # A file or another program is given every row as one line.
     width = None if sys.stdout.isatty() else LONGEST_LINE
-    Console(highlight=False, width=width).print(title, table, sep="\n")
+    plain_console(width=width).print(title, table, sep="\n")

@@ -51,6 +51,8 @@ def inspect_command(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--episodes: 1 is below 2: messages of one episode are held against others"
         )
+    if arguments.picture and Path(arguments.picture).suffix.lower() != ".png":
+        raise UserError(f"--picture: {arguments.picture} is no PNG; give a name that ends in .png")
     folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
     policies = load_bundles(team, folder)
     losses = []

@@ -11,6 +11,7 @@ from kdmarl_core.cli.common import (
     add_json,
     add_output,
     add_seed,
+    add_threads,
     positive,
     print_json,
     progress_bar,
@@ -28,7 +29,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--episodes", type=positive, default=1000, help="to evaluate (default 1000)"
     )
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    add_threads(parser)
     add_output(parser, "runs/opponent/<task>-<seed>")
     add_seed(parser)
     add_json(parser)
@@ -86,6 +87,7 @@ def train_opponent(arguments: argparse.Namespace) -> None:
 
 def _command(arguments: argparse.Namespace) -> str:
     command = ["kdmarl", "opponent", arguments.task, "--seed", str(arguments.seed)]
+    command += ["--threads", str(arguments.threads)]
     if arguments.recipe:
         command += ["--recipe", arguments.recipe]
     if arguments.env_steps is not None:

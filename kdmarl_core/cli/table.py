@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
     add_json,
+    add_threads,
     console,
     positive,
     print_json,
@@ -57,7 +58,7 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
     parser.add_argument("--results", metavar="DIR", default="results", help="default results")
     parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
-    parser.add_argument("--threads", type=positive, default=2, help="torch threads (default 2)")
+    add_threads(parser)
 
 
 def refuse_partial_page(arguments: argparse.Namespace, *options: str) -> None:

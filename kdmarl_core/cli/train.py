@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,6 +18,7 @@ from kdmarl_core.cli.common import (
     print_json,
     progress_bar,
 )
+from kdmarl_core.errors import UserError
 from kdmarl_core.teacher.architecture import Network
 
 if TYPE_CHECKING:
@@ -66,10 +68,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output or f"runs/train/{name}-{arguments.seed}")
     torch.set_num_threads(arguments.threads)
     refuse_existing(folder, CHECKPOINT, overwrite=arguments.overwrite or arguments.resume)
-    if not arguments.resume:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-    with progress_bar() as bar, _event_files(folder) as events:
+    with progress_bar() as bar, _event_files(folder, anew=not arguments.resume) as events:
         line = bar.add_task(f"train {task.spec.name}", total=recipe.iterations, figures="")
 
         def report(iteration: int, figures: dict[str, float]) -> None:
@@ -137,6 +136,11 @@ def chosen_recipe(arguments: argparse.Namespace, task: Task, suffix: str = "") -
     from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
 
     path = Path(arguments.recipe or shipped_recipe(task.spec, suffix))
+    if not (arguments.recipe or path.is_file()):
+        raise UserError(
+            f"{task.spec.name}: no recipe ships for this task; give --recipe FILE, such as one of "
+            f"{path.parent} with another 'task'"
+        )
     recipe = load_recipe(path, task.spec)
     if arguments.env_steps is not None:
         recipe = dataclasses.replace(recipe, env_steps=arguments.env_steps)
@@ -144,7 +148,6 @@ def chosen_recipe(arguments: argparse.Namespace, task: Task, suffix: str = "") -
 
 
 def _team(arguments: argparse.Namespace, task: Task) -> Team | None:
-    from kdmarl_core.errors import UserError
     from kdmarl_core.team import load_team
 
     if arguments.team is None:
@@ -159,17 +162,29 @@ def _team(arguments: argparse.Namespace, task: Task) -> Team | None:
 
 
 @contextlib.contextmanager
-def _event_files(folder: Path) -> Iterator[Callable[[], Any]]:
-    """TensorBoard's writer, made with the first figure: a run that is refused leaves no file."""
+def _event_files(folder: Path, *, anew: bool) -> Iterator[Callable[[], Any]]:
+    """TensorBoard's writer, made with the first figure: a run that is refused leaves no file.
+
+    One that begins anew removes then what the run before it left.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     with contextlib.ExitStack() as stack:
-        yield functools.cache(lambda: stack.enter_context(SummaryWriter(str(folder))))
+
+        def writer() -> Any:
+            if anew:
+                for old in folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+                shutil.rmtree(folder / "teacher", ignore_errors=True)
+            return stack.enter_context(SummaryWriter(str(folder)))
+
+        yield functools.cache(writer)
 
 
 def _command(arguments: argparse.Namespace, task: Task) -> str:
     """The command that makes the same teacher again."""
     command = ["kdmarl", "train", task.spec.name, "--seed", str(arguments.seed)]
+    command += ["--threads", str(arguments.threads)]
     for option in ("team", "recipe", "network"):
         if getattr(arguments, option):
             command += [f"--{option}", getattr(arguments, option)]

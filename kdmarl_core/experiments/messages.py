@@ -89,6 +89,8 @@ def draw(
     """Retention against bits per second, with the bound without messages, as PNG."""
     from matplotlib.figure import Figure
 
+    from kdmarl_core.pictures import save_png
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     there: Counter[float] = Counter()  # points of one rate, whose names go to both sides in turn
@@ -126,5 +128,4 @@ def draw(
     most = max((played.bits_per_second for played in found), default=0.0)
     axes.set_xlim(-0.03 * most - 1, 1.15 * most + 1)
     axes.grid(visible=True, color="#eeeeee")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_png(figure, path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -78,6 +77,12 @@ class Recipe:
                 f"{self.steps_per_iteration}; change one of them"
             )
 
+        if self.steps_per_iteration == 1:
+            raise UserError(
+                "rollout_steps: 1 in 1 environment is one sample, whose advantage cannot be "
+                "normalised; raise one of them"
+            )
+
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps of one rollout."""
@@ -86,7 +91,7 @@ class Recipe:
     @property
     def iterations(self) -> int:
         """Rollouts, each followed by one update."""
-        return math.ceil(self.env_steps / self.steps_per_iteration)
+        return -(-self.env_steps // self.steps_per_iteration)
 
     def with_network(self, network: Network) -> Recipe:
         """The same recipe for another actor."""

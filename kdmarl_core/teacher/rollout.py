@@ -33,9 +33,16 @@ class Rollout(NamedTuple):
     won: Tensor  # [T, E], whether an episode ended with this step and was won
 
     def episode_return(self) -> float:
-        """Team reward per episode that ended in this rollout; NaN where none did."""
+        """Team reward per episode that ended in this rollout; NaN where none did.
+
+        Exact where rollouts begin with new episodes. Where episodes go on, the beginnings that an
+        earlier rollout saw stand for the ends that a later one will see.
+        """
         ended = int(self.done.sum())
-        return float(self.reward.sum()) / ended if ended else float("nan")
+        counted = self.reward
+        if self.begins[0].all():
+            counted = counted * (self.done.flip(0).cumsum(0).flip(0) > 0)
+        return float(counted.sum()) / ended if ended else float("nan")
 
     def win_rate(self) -> float:
         """Share of the episodes that ended in this rollout that were won; NaN where none did."""
