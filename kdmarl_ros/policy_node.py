@@ -63,7 +63,9 @@ LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
 REAL_SENSOR_HZ = 1000.0  # as many as the fastest sensors of real robots send, whatever the period
 LINKED_EVERY_S = 0.05
-DISCOVERY_S = 3.0  # after which peers of this machine are in the graph; 1 s was too short
+# After which peers of this machine are in the graph: each says every 3 s that it is there, and on
+# a busy machine one such announcement is missed.
+DISCOVERY_S = 10.0
 # What of a manifest a reload may not change.
 INTERFACE = (
     "task",
