@@ -80,10 +80,11 @@ def measure(arguments: argparse.Namespace) -> None:
             )
             figures = _measure_round(deployment, arguments.trips, floor_first=index % 2 == 1)
             if arguments.against:
-                figures |= _quotients(arguments, "", {})
+                others = _latencies_of(arguments, arguments.against, {})
+                for name in ("latency p50 ratio", "latency p99 ratio"):
+                    figures[f"{name} / {arguments.against}"] = figures[name] / others[name]
             if arguments.against and arguments.real_time:
-                timing = {"mode": "real_time", "rate_hz": float(arguments.real_time)}
-                figures |= _quotients(arguments, "real time, ", timing)
+                figures |= _in_real_time(arguments)
             rounds.append(figures)
             print(f"round {index + 1} of {arguments.rounds} done", file=sys.stderr)
     show("The loop against bare rclpy", _figures(rounds), as_json=arguments.json)
@@ -101,31 +102,33 @@ def _measure_round(deployment: Deployment, trips: int, *, floor_first: bool) -> 
     return figures | _latencies(deployment, trips)
 
 
-def _quotients(
-    arguments: argparse.Namespace, title: str, overrides: dict[str, str | float]
-) -> Round:
-    """Latencies of both teams' policy nodes with these parameters, and their quotients."""
+def _in_real_time(arguments: argparse.Namespace) -> Round:
+    """Latencies of both teams' policy nodes, which wait for their periods, and their quotients."""
+    timing = {"mode": "real_time", "rate_hz": float(arguments.real_time)}
+    teams = (arguments.team, arguments.against)
+    found = [_latencies_of(arguments, team, timing) for team in teams]
     figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for team in (arguments.team, arguments.against):
-            planned = plan_swarm(
-                team,
-                bundles=arguments.bundles if team == arguments.team else "",
-                episodes=1,
-                seed=arguments.seed,
-                results=Path(folder) / "unused.jsonl",
-                overrides=overrides,
-            )
-            found = _latencies(planned, arguments.trips)
-            for percent in (50, 99):
-                figures[f"{title}{team} p{percent}, ms"] = found[f"policy node p{percent}, ms"]
     for percent in (50, 99):
-        these, others = (
-            figures[f"{title}{team} p{percent}, ms"]
-            for team in (arguments.team, arguments.against)
-        )
-        figures[f"{title}p{percent} / {arguments.against}"] = these / others
+        these, others = (latencies[f"policy node p{percent}, ms"] for latencies in found)
+        figures[f"real time p{percent}, ms"] = these
+        figures[f"real time p{percent} / {arguments.against}"] = these / others
     return figures
+
+
+def _latencies_of(
+    arguments: argparse.Namespace, team: str, overrides: dict[str, str | float]
+) -> Round:
+    """Latencies of a team's policy node with these parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        planned = plan_swarm(
+            team,
+            bundles=arguments.bundles if team == arguments.team else "",
+            episodes=1,
+            seed=arguments.seed,
+            results=Path(folder) / "unused.jsonl",
+            overrides=overrides,
+        )
+        return _latencies(planned, arguments.trips)
 
 
 def _swarm_rate(deployment: Deployment) -> float:

@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        document = _parse_yaml(read_text(path))
+        document = parse_yaml(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML ({error}); correct the file") from None
     return _mapping(document, path)
@@ -151,7 +151,7 @@ def with_changes(document: Mapping[str, Any], changes: Iterable[str]) -> dict[st
         if not equals or not key:
             raise UserError(f"'{change}': must be KEY=VALUE or KEY.KEY=VALUE; correct it")
         try:
-            place[key] = _parse_yaml(text)
+            place[key] = parse_yaml(text)
         except ValueError:
             raise UserError(f"'{change}': '{text}' is not a YAML value; correct it") from None
     return changed
@@ -209,7 +209,7 @@ _UniqueKeyLoader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """What a YAML text holds; a `ValueError` with the reason, in one line, if it is none."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506

@@ -21,7 +21,7 @@ from kdmarl_core.files import share_folder
 from kdmarl_core.metrics import normalised_retention
 from kdmarl_core.schema import read_json
 from kdmarl_core.tasks import make_task
-from kdmarl_core.tasks.opponent import CARD as CARD_FILE
+from kdmarl_core.tasks.opponent import CARD as OPPONENT_CARD
 from kdmarl_core.teacher.teacher import CARD
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
@@ -211,7 +211,7 @@ def test_a_part_of_the_plan_is_not_written_over_all_of_it(table, command, option
     assert f"{option[0]} chooses some" in " ".join(done.err.split())
 
 
-def test_what_was_distilled_outlives_a_cell_that_cannot_be_written(table, tmp_path, monkeypatch):
+def test_what_was_distilled_outlives_a_cell_that_cannot_be_written(table, tmp_path):
     """And checkpoints of other work are in nobody's way."""
     asked = ("--settings", "FO", "--seeds", "1", "--compute", "students", "--json")
     (tmp_path / "file").write_text("")
@@ -228,7 +228,9 @@ def test_what_was_distilled_outlives_a_cell_that_cannot_be_written(table, tmp_pa
 
 def test_cells_of_another_opponent_are_not_used(tmp_path):
     task = make_task("mpe/simple_adversary")
-    shipped = read_json(share_folder() / "models" / "mpe_simple_adversary_opponent" / CARD_FILE)
+    shipped = read_json(
+        share_folder() / "models" / "mpe_simple_adversary_opponent" / OPPONENT_CARD
+    )
     inputs = cells.common_inputs("random", task, EPISODES)
     assert inputs["fixture"] == shipped["weights_sha256"]
     cells.write_cell(tmp_path / "cell.json", cells.play_random(task, EPISODES))

@@ -143,16 +143,17 @@ def _cells(
     def path(case: Case) -> Path:
         return folder / f"messages-{work.team.name}-{case.slug}-{work.seed}.json"
 
-    inputs = {case: cells.student_inputs(work, plan.episodes) for case in wanted}
-    for case, disturbance in wanted.items():
-        if case.disturbance:
-            inputs[case]["messages"] = disturbance._asdict()
+    plain = cells.student_inputs(work, plan.episodes)
+    inputs = {
+        case: plain | ({"messages": disturbance._asdict()} if case.disturbance else {})
+        for case, disturbance in wanted.items()
+    }
     found = {case: cells.read_cell(path(case), inputs[case]) for case in wanted}
     missing = [case for case in wanted if found[case] is None]
     if missing and arguments.compute:
         label = path(next(iter(wanted))).stem
         line = bar.add_task(label, total=None, figures="")
-        run = cells.run_folder(label, cells.student_inputs(work, plan.episodes))
+        run = cells.run_folder(label, plain)
         made = cells.distil_and_disturb(
             work,
             [(inputs[case], wanted[case]) for case in missing],

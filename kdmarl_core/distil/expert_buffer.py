@@ -130,7 +130,7 @@ def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> Ex
                 f"{path}: {name}: the expert buffer was made with '{is_}', not with '{should}'; "
                 "name another --buffer file, or remove this one"
             )
-    observation, labels = _allocate(spec, spec.episode_steps, 1, roles)
+    observation, labels = _allocate(spec, 1, 1, roles)
     sequences = origin.steps // spec.episode_steps
     for name, example in {"observation": observation, **labels._asdict()}.items():
         shape = (spec.episode_steps, sequences, *example.shape[2:])

@@ -17,6 +17,7 @@ from kdmarl_core.schema import (
     read_with_bases,
     with_changes,
 )
+from kdmarl_core.teacher.returns import refuse_one_sample
 
 MOST_ROLES = 1000  # far more than there are kinds of behaviour, fewer than roles are fitted from
 
@@ -53,11 +54,7 @@ class OnPolicyPhase:
         check_at_least(0, self, "iterations")
         check_at_least(1, self, "num_envs", "rollout_steps", "epochs", "minibatches")
         check_above_zero(self, "learning_rate")
-        if self.num_envs * self.rollout_steps == 1:
-            raise UserError(
-                "rollout_steps: 1 in 1 environment is one sample, whose advantage cannot be "
-                "normalised; raise one of them"
-            )
+        refuse_one_sample(self.num_envs, self.rollout_steps)
 
 
 @dataclass(frozen=True)

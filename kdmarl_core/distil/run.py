@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -61,7 +59,12 @@ from kdmarl_core.interrupt import deferred_interrupt
 from kdmarl_core.metrics import Interval, Returns, normalised_retention
 from kdmarl_core.resources.count import count
 from kdmarl_core.seeding import derive_seed
-from kdmarl_core.teacher.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdmarl_core.teacher.checkpoint import (
+    Progress,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
@@ -108,13 +111,12 @@ class Work(NamedTuple):
         """A hash: what was begun by other work is not gone on with."""
         record = [
             self.team.record(),
-            self.team.task.spec.fixture_sha256,
             self.lessons.card.weights_sha256,
             dataclasses.asdict(self.recipe),
             self.seed,
             dataclasses.asdict(buffer),
         ]
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return fingerprint(record)
 
 
 def distil(

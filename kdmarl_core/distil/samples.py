@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdmarl_core.distil.losses import pair_cosines
 from kdmarl_core.distil.messages import Delivery, Mail
-from kdmarl_core.teacher.returns import gae
+from kdmarl_core.teacher.returns import gae, normalised
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, mask_logits
 
@@ -73,7 +73,7 @@ def label(
         action=rollout.action,
         behaviour=rollout.log_prob,
         begins=rollout.begins,
-        advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
+        advantage=normalised(advantage),
         teacher=torch.log_softmax(logits, -1).clamp(min=ILLEGAL),
         cosines=embedding.new_zeros(*embedding.shape[:2], 0)
         if roles is None

@@ -7,7 +7,6 @@ so a table fills up over several runs, and anyone can compute one cell again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Returns
 from kdmarl_core.schema import from_mapping, read_json
 from kdmarl_core.tasks import Task, TaskSpec
+from kdmarl_core.teacher.checkpoint import fingerprint
 from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
 from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
 from kdmarl_core.teacher.player import TeacherPlayer
@@ -107,8 +107,7 @@ def obtain(
 
 def run_folder(label: str, inputs: dict[str, Any]) -> Path:
     """Where the run for a cell keeps its checkpoint; another one for everything else."""
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    return RUNS / f"{label}-{digest[:8]}"
+    return RUNS / f"{label}-{fingerprint(inputs)[:8]}"
 
 
 def write_cell(path: Path, cell: Cell) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 
 from kdmarl_core.errors import UserError, did_you_mean
+from kdmarl_core.schema import parse_yaml
 from kdmarl_core.tasks.task import Booleans
 
 T = TypeVar("T")
@@ -36,8 +36,8 @@ def split_options(name: str, where: str) -> tuple[str, dict[str, Any]]:
         if key in options:
             raise UserError(f"{where}: option '{key}' stands twice; give it once")
         try:
-            options[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):  # the latter: an impossible date
+            options[key] = parse_yaml(value)
+        except ValueError:
             raise UserError(
                 f"{where}: option '{key}': '{value}' is not YAML; correct it"
             ) from None
@@ -93,13 +93,9 @@ def construct(
     Raises:
         UserError: the environment does not like its options.
     """
-    try:
-        # A copy: some environments write into their options.
-        return factory(**{**more, **copy.deepcopy(dict(options))})
-    except Exception as error:  # whatever the environment raises
-        raise UserError(
-            f"{where}: cannot be made ({type(error).__name__}: {error}); correct its options"
-        ) from error
+    # A copy: some environments write into their options.
+    made = {**more, **copy.deepcopy(dict(options))}
+    return _tried(lambda: factory(**made), where, "made", "correct its options")
 
 
 def first_use(call: Callable[[], T], where: str) -> T:
@@ -108,14 +104,7 @@ def first_use(call: Callable[[], T], where: str) -> T:
     Raises:
         UserError: it fails, for want of a display, of data, or of what it does not say.
     """
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:  # whatever the environment raises
-        raise UserError(
-            f"{where}: cannot be played ({type(error).__name__}: {error}); see what it needs"
-        ) from error
+    return _tried(call, where, "played", "see what it needs")
 
 
 def takes(name: str, function: Callable[..., Any]) -> bool:
@@ -139,6 +128,17 @@ def legal_action(action: int, mask: Booleans) -> int:
     A robot that was lost sends its safe action, whatever is legal.
     """
     return action if mask[action] else int(mask.argmax())
+
+
+def _tried(call: Callable[[], T], where: str, doing: str, remedy: str) -> T:
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the environment raises
+        raise UserError(
+            f"{where}: cannot be {doing} ({type(error).__name__}: {error}); {remedy}"
+        ) from error
 
 
 def _modules_beside(name: str) -> list[str]:

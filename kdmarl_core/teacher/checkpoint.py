@@ -37,8 +37,12 @@ def recipe_hash(recipe: object, spec: TaskSpec, team: Team | None) -> str:
     if team is not None:
         restriction = team.restriction()
         record.append({agent: dataclasses.asdict(sensed) for agent, sensed in restriction.items()})
-    text = json.dumps(record, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint(record)
+
+
+def fingerprint(record: object) -> str:
+    """A hash of what made something, as far as JSON can say it."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(

@@ -32,7 +32,7 @@ from kdmarl_core.schema import (
 from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.architecture import Architecture, Network
-from kdmarl_core.teacher.returns import gae, ppo_clip
+from kdmarl_core.teacher.returns import gae, normalised, ppo_clip, refuse_one_sample
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, mask_logits
 
@@ -76,12 +76,7 @@ class Recipe:
                 f"minibatches: {self.minibatches} does not divide num_envs * rollout_steps = "
                 f"{self.steps_per_iteration}; change one of them"
             )
-
-        if self.steps_per_iteration == 1:
-            raise UserError(
-                "rollout_steps: 1 in 1 environment is one sample, whose advantage cannot be "
-                "normalised; raise one of them"
-            )
+        refuse_one_sample(self.num_envs, self.rollout_steps)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -199,14 +194,13 @@ class Mappo:
             value = self.teacher.value(rollout.state)
         reward = rollout.reward * recipe.reward_scale
         advantage = gae(reward, value, rollout.done, recipe.gamma, recipe.gae_lambda)
-        normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         batch = Sequences(
             inputs=self.policy.inputs().to(self._dtype),
             begins=rollout.begins,
             action_mask=rollout.action_mask,
             action=rollout.action,
             log_prob=rollout.log_prob,
-            advantage=normalised,
+            advantage=normalised(advantage),
             state=rollout.state[:-1].to(self._dtype),
             value_target=advantage + value[:-1],
         )

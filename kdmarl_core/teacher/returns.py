@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kdmarl_core.errors import UserError
+
 
 def gae(reward: Tensor, value: Tensor, done: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation, cut at episode ends (eq. 1-2; Schulman et al. 2016).
@@ -28,6 +30,20 @@ def gae(reward: Tensor, value: Tensor, done: Tensor, gamma: float, lam: float) -
         following = delta[t] + gamma * lam * goes_on[t] * following
         advantage[t] = following
     return advantage
+
+
+def normalised(advantage: Tensor) -> Tensor:
+    """Advantages of one rollout at mean 0 and standard deviation 1."""
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
+def refuse_one_sample(num_envs: int, rollout_steps: int) -> None:
+    """Raise a `UserError` if a rollout is one sample, which has no standard deviation."""
+    if num_envs * rollout_steps == 1:
+        raise UserError(
+            "rollout_steps: 1 in 1 environment is one sample, whose advantage cannot be "
+            "normalised; raise one of them"
+        )
 
 
 def ppo_clip(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
