@@ -99,6 +99,32 @@ TEAM_FILE = {
         for i in range(3)
     },
 }
+# Everything different: sizes, delays, formats, losses, widths; one only listens, one only talks.
+TALKING_TEAM = {
+    "base": "simple_spread_lh",
+    "defaults": {"student": {"network": "mlp"}},
+    "robots": {
+        "robot_0": {
+            "student": {"width": 12},
+            "messages": {
+                "size": 3,
+                "to": ["robot_1", "robot_2"],
+                "format": "int4",
+                "hold_steps": 4,
+                "training": {
+                    "loss": [0.2, 0.6],
+                    "delay_steps": [1, 3],
+                    "formats": ["int4", "int8"],
+                },
+            },
+        },
+        "robot_1": {
+            "student": {"width": 8},
+            "messages": {"size": 2, "to": ["robot_2"], "format": "float32", "delay_steps": 2},
+        },
+        "robot_2": {"student": {"width": 16}},
+    },
+}
 
 
 def changed(document, path, value=None):

@@ -253,8 +253,10 @@ def test_buffers_that_lack_something_are_refused(taught, file, refusal, name, da
     if damage is not None:
         tensors[name] = damage(held).contiguous()
     save_file(tensors, file, metadata)
+    damaged = tensors.get(name)
+    found = "missing" if damaged is None else f"{damaged.dtype} {tuple(damaged.shape)}"
     message = refusal(load_buffer, file, SPEC, taught[2], ROLES)
-    assert message.startswith(f"{file}: {name}: ")
+    assert message.startswith(f"{file}: {name}: {found}, not {held.dtype} {tuple(held.shape)}; ")
     assert "remove it" in message
 
 

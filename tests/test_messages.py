@@ -1,4 +1,4 @@
-"""Messages between robots: how they travel, what receivers hold, and how senders learn."""
+"""Messages between robots: who tells whom, how it is learned, bundles that belong together."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ import torch
 from helpers import (
     DISTILLATION_RECIPE,
     OFF,
+    TALKING_TEAM,
     changed,
     make_learner,
     make_teacher,
@@ -16,8 +17,7 @@ from helpers import (
     write_yaml,
 )
 
-from kdmarl_core.bundle import FORMATS, BundlePolicy, Disturbance, Inbox, PeerEntry, encode
-from kdmarl_core.bundle.messages import decode, is_lost
+from kdmarl_core.bundle import BundlePolicy, Disturbance, Inbox, PeerEntry, encode
 from kdmarl_core.distil import student as distil_student
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.losses import Weights
@@ -38,7 +38,6 @@ from kdmarl_core.distil.samples import Batch, Labels, label
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.distil.unroll import Unrolled
 from kdmarl_core.evaluate import BundlePlayer, play
-from kdmarl_core.inspect_messages import probe
 from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.team import load_bundles, load_team
@@ -48,32 +47,6 @@ LIMITED = {
     "defaults": {
         "student": {"network": "mlp", "width": 8},
         "messages": {"size": 3, "to": "all", "hold_steps": 3},
-    },
-}
-# Everything different: sizes, delays, formats, losses, widths; one only listens, one only talks.
-MIXED = {
-    "base": "simple_spread_lh",
-    "defaults": {"student": {"network": "mlp"}},
-    "robots": {
-        "robot_0": {
-            "student": {"width": 12},
-            "messages": {
-                "size": 3,
-                "to": ["robot_1", "robot_2"],
-                "format": "int4",
-                "hold_steps": 4,
-                "training": {
-                    "loss": [0.2, 0.6],
-                    "delay_steps": [1, 3],
-                    "formats": ["int4", "int8"],
-                },
-            },
-        },
-        "robot_1": {
-            "student": {"width": 8},
-            "messages": {"size": 2, "to": ["robot_2"], "format": "float32", "delay_steps": 2},
-        },
-        "robot_2": {"student": {"width": 16}},
     },
 }
 NETWORKS = ["mlp", "gru"]
@@ -89,143 +62,11 @@ def load(tmp_path):
     return make
 
 
-# How values travel
-
-
-@pytest.mark.parametrize(
-    ("form", "values", "data", "back"),
-    [
-        ("int8", [0.0, 1.0, -1.0, 0.5], [0, 127, 129, 64], [0, 1, -1, 64 / 127]),
-        ("int4", [1.0, -1.0, 0.4], [0x97, 0x03], [1, -1, 3 / 7]),  # 7, -7, 2.8
-        ("float32", [0.25], [0, 0, 128, 62], [0.25]),
-        ("int8", [3.0, -3.0], [127, 129], [1, -1]),  # bounded in any case
-    ],
-)
-def test_values_travel_as_worked_out_by_hand(form, values, data, back):
-    sent = encode(np.array(values, np.float32), form)
-    assert list(sent) == data
-    found, reason = decode(sent, len(values), form)
-    assert reason is None
-    np.testing.assert_allclose(found, back, rtol=1e-6)
-
-
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_what_was_decoded_is_encoded_alike(form, size):
-    values = np.random.default_rng(0).uniform(-1, 1, size).astype(np.float32)
-    data = encode(values, form)
-    assert len(data) == -(-size * FORMATS[form].bits // 8)
-    found, _ = decode(data, size, form)
-    assert encode(found, form) == data
-    levels = FORMATS[form].levels or 1e7
-    assert np.abs(found - values).max() <= 0.5 / levels + 1e-7
-
-
-@pytest.mark.parametrize(
-    ("form", "size", "data", "reason"),
-    [
-        ("int8", 2, b"\0", "wrong_size"),
-        ("int8", 2, b"\0" * 3, "wrong_size"),
-        ("int8", 1, b"\x80", "out_of_range"),  # -128
-        ("int4", 2, b"\x08", "out_of_range"),  # -8
-        ("int4", 1, b"\x10", "wrong_size"),  # a second value
-        ("float32", 1, np.float32(1.5).tobytes(), "out_of_range"),
-        ("float32", 1, np.float32("nan").tobytes(), "non_finite"),
-        ("float32", 1, b"\0" * 5, "wrong_size"),
-    ],
-)
-def test_what_cannot_be_used_is_named(form, size, data, reason):
-    assert decode(data, size, form)[1] == reason
-
-
-# What a receiver holds
-
-
-def told(value, form="int8"):
-    return encode(np.array([value], np.float32), form)
-
-
-@pytest.fixture
-def inbox():
-    """Of a robot with one peer whose single value can be read 2 steps late, and is held to 3."""
-
-    def make(**disturbance):
-        box = Inbox("b", [PeerEntry("a", 1, "int8", 2, 3)], Disturbance(**disturbance))
-        box.begin(5)
-        return box
-
-    return make
-
-
-def test_delay_hold_and_age(inbox):
-    box = inbox()
-    read = []
-    for step in range(9):
-        read.append(tuple(box.read(step)))
-        if step in (0, 1, 3):
-            assert box.put(0, 5, step, told(1 / 127 * (step + 1)), now=step) is None
-    values, ages = np.array(read).T
-    np.testing.assert_allclose(values * 127, [0, 0, 1, 2, 2, 4, 4, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(ages * 4, [4, 4, 2, 2, 3, 2, 3, 4, 4])
-
-
-def test_messages_may_come_in_any_order_and_from_the_future(inbox):
-    box = inbox()
-    for step in (4, 2, 3):
-        assert box.put(0, 5, step, told(step / 127), now=4) is None
-    assert [round(float(box.read(step)[0] * 127)) for step in (4, 5, 6)] == [2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("episode", "step", "data", "bits", "reason"),
-    [
-        (6, 10, told(0.0), 0, "other_episode"),
-        (5, 2, told(0.0), 0, "old"),
-        (5, 18, told(0.0), 0, "ahead"),
-        (5, 10, told(0.0), 4, "wrong_format"),
-        (5, 10, told(0.0) * 2, 8, "wrong_size"),
-        (5, 10, b"\x80", 8, "out_of_range"),
-    ],
-)
-def test_what_is_dropped_says_why(inbox, episode, step, data, bits, reason):
-    box = inbox()
-    assert box.put(0, episode, step, data, 10, bits) == reason
-    assert box.read(12)[1] == 1.0  # nothing is held
-
-
-def test_an_episode_begins_with_nothing(inbox):
-    box = inbox()
-    box.put(0, 5, 0, told(1.0), now=0)
-    assert box.read(2)[0] == 1.0
-    box.begin(6)
-    assert tuple(box.read(2)) == (0.0, 1.0)
-    # The last message of the episode before comes too late by right; others should not come.
-    assert box.put(0, 5, 24, told(1.0), now=0) is None
-    assert box.put(0, 4, 24, told(1.0), now=0) == "other_episode"
-    assert tuple(box.read(2)) == (0.0, 1.0)
-
-
-def test_loss_and_another_delay(inbox):
-    deaf, slow, some = inbox(loss=1.0), inbox(delay_steps=3), inbox(loss=0.3)
-    for box in (deaf, slow):
-        box.put(0, 5, 0, told(1.0), now=0)
-    assert [deaf.read(step)[0] for step in (2, 3)] == [0, 0]
-    assert [slow.read(step)[0] for step in (2, 3)] == [0, 1]
-    draws = [is_lost(0.3, episode, step, "a", "b") for episode in range(80) for step in range(25)]
-    assert 0.27 < np.mean(draws) < 0.33
-    for step in range(10):
-        some.put(0, 5, step, told(step / 127), now=step)
-        arrived = [s for s in range(step - 1) if not is_lost(0.3, 5, s, "a", "b")]
-        expected = max((s for s in arrived if step - s <= 3), default=0)
-        assert round(float(some.read(step)[0] * 127)) == expected
-    assert not is_lost(0.0, 0, 0, "a", "b")
-
-
 # Team files
 
 
 def test_who_hears_whom(load):
-    team = load(MIXED)
+    team = load(TALKING_TEAM)
     first, second, third = team.robots
     assert first.messages.to == ("robot_1", "robot_2")
     assert first.peers == ()
@@ -299,7 +140,7 @@ def some_begins(steps=17, episodes=5, seed=0):
 
 def test_batches_receive_what_an_inbox_receives(load):
     """Followed message by message, with the loss and delay that were drawn."""
-    team, begins = load(MIXED), some_begins()
+    team, begins = load(TALKING_TEAM), some_begins()
     wiring, delivery = delivered(team, begins)
     steps, episodes = begins.shape
     sent = torch.rand(steps, wiring.robots, wiring.widest, episodes) * 2 - 1
@@ -345,7 +186,7 @@ def test_batches_receive_what_an_inbox_receives(load):
 
 
 def test_what_is_drawn_lies_in_the_team_files_ranges(load):
-    team = load(MIXED)
+    team = load(TALKING_TEAM)
     begins = torch.zeros(40, 400, dtype=torch.bool)
     begins[0] = True
     wiring, delivery = delivered(team, begins)
@@ -363,6 +204,21 @@ def test_what_is_drawn_lies_in_the_team_files_ranges(load):
     # Drawn once per episode.
     assert (delivery.delay == delivery.delay[0]).all()
     assert (delivery.levels == delivery.levels[0]).all()
+
+
+def test_mail_is_joined_step_by_step(load):
+    """`joined` puts steps behind one another; `Mail` keeps the oldest first."""
+    team = load(TALKING_TEAM)
+    wiring = Wiring(team)
+    post = Post(wiring, 2, torch.Generator().manual_seed(0))
+    steps = [post.step(torch.tensor([t == 0, t in (0, 2)])) for t in range(4)]
+    assert joined(steps).arrives.shape == (4, len(wiring.links), 2)
+    mail = wiring.empty(2)
+    for value in (1.0, 2.0):
+        mail = send(mail, mail.held, torch.full((3, wiring.widest, 2), value))
+    block = 3 * wiring.widest
+    assert mail.recent.view(-1, block, 2)[:, 0, 0].tolist() == [0.0, 1.0, 2.0]
+    assert isinstance(mail, Mail)
 
 
 # Through time
@@ -383,7 +239,9 @@ def sequences(students, begins, seed=0):
 @pytest.fixture(params=NETWORKS)
 def students(request, load):
     torch.manual_seed(0)
-    made = opinionated(StudentTeam(load(MIXED, f"defaults.student.network={request.param}")))
+    made = opinionated(
+        StudentTeam(load(TALKING_TEAM, f"defaults.student.network={request.param}"))
+    )
     with torch.no_grad():
         for robot, peers in enumerate(made.wiring.peers):
             made.message_ages[robot, : made.widths[robot], :peers].normal_()
@@ -403,7 +261,7 @@ def part(delivery, steps):
 
 def test_step_by_step_equals_whole_sequences(students, load):
     begins = some_begins()
-    _, delivery = delivered(load(MIXED), begins)
+    _, delivery = delivered(load(TALKING_TEAM), begins)
     inputs, mask = sequences(students, begins)
     whole = run(students, inputs, mask, begins, delivery)
     state = mail = None
@@ -440,7 +298,7 @@ def plainly(sensed, values, core, head, routes, levels, mail):
 )
 def test_the_backward_by_hand_is_autograds(load, monkeypatch, acting, of_messages):
     begins = some_begins()
-    team = load(MIXED)
+    team = load(TALKING_TEAM)
     _, delivery = delivered(team, begins)
     torch.manual_seed(0)
     students = opinionated(StudentTeam(team))
@@ -476,7 +334,7 @@ def test_the_backward_by_hand_is_autograds(load, monkeypatch, acting, of_message
 def test_a_receivers_loss_reaches_the_senders_head_through_the_message_only(students, load):
     """robot_2's loss moves robot_0 and robot_1; robot_0's moves nobody else."""
     begins = some_begins()
-    _, delivery = delivered(load(MIXED), begins)
+    _, delivery = delivered(load(TALKING_TEAM), begins)
     inputs, mask = sequences(students, begins)
 
     def moved(receiver, delivery):
@@ -529,7 +387,7 @@ def test_a_message_is_worked_out_by_hand(load):
 def test_an_episode_knows_nothing_of_the_messages_before(students, load):
     begins = torch.zeros(8, 4, dtype=torch.bool)
     begins[[0, 4]] = True
-    _, delivery = delivered(load(MIXED), begins)
+    _, delivery = delivered(load(TALKING_TEAM), begins)
     inputs, mask = sequences(students, begins)
     before = run(students, inputs, mask, begins, delivery).logits
     inputs[:4] += 3.0
@@ -558,7 +416,7 @@ def make_work(load):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_what_is_learned_from_is_what_was_acted_on(make_work, network):
     """In parts shorter than the rollout, with the mail that there was: ratios are one."""
-    work = make_work(MIXED, network)
+    work = make_work(TALKING_TEAM, network)
     task = work.team.task
     torch.manual_seed(0)
     students = opinionated(StudentTeam(work.team))
@@ -581,7 +439,7 @@ def test_what_is_learned_from_is_what_was_acted_on(make_work, network):
 
 
 @pytest.mark.parametrize(
-    ("document", "network"), list(itertools.product([LIMITED, MIXED], NETWORKS))
+    ("document", "network"), list(itertools.product([LIMITED, TALKING_TEAM], NETWORKS))
 )
 def test_from_teacher_to_bundles_that_play(make_work, tmp_path, document, network):
     """Both phases, export checked against torch, bundles read again, the same episodes played."""
@@ -700,7 +558,9 @@ def test_grounded_messages_are_learned_by_beginners(load):
 def test_grounded_messages_say_what_their_senders_sense(load, network):
     """Three values of one and two of another; a robot that tells nothing learns nothing."""
     torch.manual_seed(0)
-    team = load(MIXED, f"defaults.student.network={network}", "robots.robot_2.messages=null")
+    team = load(
+        TALKING_TEAM, f"defaults.student.network={network}", "robots.robot_2.messages=null"
+    )
     students = StudentTeam(team)
     learner = make_learner(students, recipe())
     begins = torch.zeros(6, 64, dtype=torch.bool)
@@ -811,67 +671,3 @@ def test_manifests_are_checked(load, tmp_path, refusal, path, value, words):
     message = refusal(load_bundles, team, tmp_path / "bundles")
     for word in words:
         assert word in message
-
-
-def test_mail_is_joined_step_by_step(load):
-    """`joined` puts steps behind one another; `Mail` keeps the newest first."""
-    team = load(MIXED)
-    wiring = Wiring(team)
-    post = Post(wiring, 2, torch.Generator().manual_seed(0))
-    steps = [post.step(torch.tensor([t == 0, t in (0, 2)])) for t in range(4)]
-    assert joined(steps).arrives.shape == (4, len(wiring.links), 2)
-    mail = wiring.empty(2)
-    for value in (1.0, 2.0):
-        mail = send(mail, mail.held, torch.full((3, wiring.widest, 2), value))
-    block = 3 * wiring.widest
-    newest = mail.recent.view(-1, block, 2)[:, 0, 0].tolist()
-    assert newest == [2.0, 1.0, 0.0]
-    assert isinstance(mail, Mail)
-
-
-# Understanding
-
-
-def test_inspection_tells_what_links_are_worth(tmp_path, kdmarl):
-    team_file = write_yaml(tmp_path / "team.yaml", MIXED)
-    team = load_team(str(team_file))
-    torch.manual_seed(0)
-    work = Work(team, *make_teacher(team.task.spec), recipe(), 0)
-    write_team(export(work, opinionated(StudentTeam(team))), None, tmp_path / "b", overwrite=False)
-    command = ["inspect", "--team", team_file, "--bundles", tmp_path / "b"]
-    picture = tmp_path / "pictures" / "links.png"
-    done = kdmarl(*command, "--episodes", "6", "--json", "--picture", picture)
-    assert done.code == 0, done.err
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    found = json.loads(done.out)
-    assert len(found["links"]) == 3 * 3  # links, tamperings
-    assert {entry["sender"] for entry in found["readable"]} == {"robot_0", "robot_1"}
-    assert all(entry["share"] <= 1 for entry in found["readable"])
-    player = BundlePlayer(load_bundles(team, tmp_path / "b"), team)
-    plain = [e.team_return for e in play(team.task.make_reference(), player, 6, 0)]
-    assert found["return"] == pytest.approx(np.mean(plain))
-    assert any(entry["change"]["value"] != 0 for entry in found["links"])
-    # What was found is printed though the picture cannot be written.
-    lost = kdmarl(*command, "--episodes", "6", "--json", "--picture", picture / "none.png")
-    assert lost.code == 2
-    assert str(picture) in lost.err
-    assert json.loads(lost.out) == found
-    other = kdmarl(*command, "--picture", tmp_path / "links.jpg")
-    assert other.code == 2
-    assert other.err.endswith("links.jpg is no PNG; give a name that ends in .png\n")
-    silent = kdmarl("inspect", "--team", "simple_spread_lh")
-    assert silent.code == 2
-    assert "nobody tells anybody" in silent.err
-
-
-def test_a_probe_reads_what_is_there_and_nothing_else():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 3)).astype(np.float32)
-    noise = rng.normal(size=4000)
-    y = np.stack([2 * x[:, 0] - x[:, 2] + 1, x[:, 1] + noise, noise, np.ones(4000)], 1)
-    for size in (1.0, 1e-3):  # a quiet message says as much
-        told = (size * x).astype(np.float32)
-        share = probe(told[:2000], y[:2000], told[2000:], y[2000:])
-        np.testing.assert_allclose(share[:3], [1.0, 0.5, 0.0], atol=0.05)
-        assert np.isnan(share[3])
-    assert probe(told[:2000] * 0, y[:2000], told[2000:] * 0, y[2000:])[0] < 0.01

@@ -34,11 +34,12 @@ class CoordinationHeads(nn.Module):
         self.common = StackedLinear(widths, [common_width] * robots, 1.0)
         self.roles = StackedLinear(widths, [roles] * robots, 1.0)
         told = wiring.sizes if wiring else []
-        self._senders = [robot for robot, size in enumerate(told) if size]
-        if self._senders:
-            sensed = [students.restriction.sensed[robot] for robot in self._senders]
+        senders = [robot for robot, size in enumerate(told) if size]
+        if senders:
+            sensed = [students.restriction.sensed[robot] for robot in senders]
+            self._senders = torch.tensor(senders)
             self._own = torch.arange(max(sensed)) < torch.tensor(sensed)[:, None]  # [S, F]
-            self.reader = StackedLinear([told[robot] for robot in self._senders], sensed, 1.0)
+            self.reader = StackedLinear([told[robot] for robot in senders], sensed, 1.0)
 
     def structure(self, embedding: Tensor) -> Tensor:
         """phi_S [B, N, W] at the common width, [B, N, C]."""
@@ -52,12 +53,14 @@ class CoordinationHeads(nn.Module):
 
     def read(self, message: Tensor) -> Tensor:
         """What messages [B, N, M] say about what their senders sense, [B, S, F]."""
-        output: Tensor = self.reader(message[:, self._senders].permute(1, 2, 0))
+        output: Tensor = self.reader(message.permute(1, 2, 0).index_select(0, self._senders))
         return output.permute(2, 0, 1)
 
     def sensed_by_senders(self, inputs: Tensor) -> Tensor:
         """What senders sense, of student inputs [B, N, I], zero-padded to [B, S, F]."""
-        return inputs[:, self._senders, : self._own.shape[1]] * self._own
+        # Laid out as `read` lays it out: what is compared then lies side by side.
+        sensed = inputs[..., : self._own.shape[1]].permute(1, 2, 0).index_select(0, self._senders)
+        return (sensed * self._own[..., None]).permute(2, 0, 1)
 
 
 def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:

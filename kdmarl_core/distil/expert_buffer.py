@@ -122,9 +122,9 @@ def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> Ex
         raise UserError(f"{path}: not an expert buffer; name another --buffer file")
     origin = from_mapping(Origin, parse_json(metadata["origin"], path), str(path))
     names = ("task", "opponent", "teacher", "roles")
-    found = (origin.task, origin.fixture_sha256[:12], origin.teacher_sha256[:12], origin.roles)
+    stated = (origin.task, origin.fixture_sha256[:12], origin.teacher_sha256[:12], origin.roles)
     expected = (card.task, spec.fixture_sha256[:12], card.weights_sha256[:12], roles)
-    for name, is_, should in zip(names, found, expected, strict=True):
+    for name, is_, should in zip(names, stated, expected, strict=True):
         if is_ != should:
             raise UserError(
                 f"{path}: {name}: the expert buffer was made with '{is_}', not with '{should}'; "
@@ -136,9 +136,10 @@ def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> Ex
         shape = (spec.episode_steps, sequences, *example.shape[2:])
         held = tensors.get(name)
         if held is None or (held.shape, held.dtype) != (shape, example.dtype):
+            found = "missing" if held is None else f"{held.dtype} {tuple(held.shape)}"
             raise UserError(
-                f"{path}: {name}: {'missing' if held is None else tuple(held.shape)}, not "
-                f"{shape}; the file is damaged, remove it and it will be made again"
+                f"{path}: {name}: {found}, not {example.dtype} {shape}; the file is damaged, "
+                "remove it and it will be made again"
             )
     if "projection" not in tensors:
         raise UserError(f"{path}: projection: missing; remove the file, it will be made again")

@@ -33,7 +33,7 @@ class Delivery(NamedTuple):
 class Mail(NamedTuple):
     """What is on its way before a step, and what receivers hold."""
 
-    recent: Tensor  # [D * N * M, B], what was sent in the last D steps, newest first
+    recent: Tensor  # [D * N * M, B], what was sent in the last D steps, oldest first
     held: Tensor  # [N * V, B]
 
 
@@ -98,11 +98,13 @@ class Wiring:
     def routes(self, delivery: Delivery) -> Routes:
         """The same as factors and indices of all values that travel."""
         links = self.value_links.flatten()
-        arrives = _padded(delivery.arrives.float())[:, links]
-        alive = _padded((delivery.age <= self.hold).float())[:, links]
-        sent = (_padded(delivery.delay - 1)[:, links]) * (self.robots * self.widest)
-        source = self.value_rows.flatten()[:, None] + sent
-        return Routes(arrives, (1 - arrives) * alive, source)
+        stays = ~delivery.arrives & (delivery.age <= self.hold)
+        sent = (self.longest - delivery.delay) * (self.robots * self.widest)
+        arrives, stays, sent = (
+            _padded(by_link).index_select(1, links)
+            for by_link in (delivery.arrives.float(), stays.float(), sent)
+        )
+        return Routes(arrives, stays, sent.add_(self.value_rows.flatten()[:, None]))
 
 
 class Routes(NamedTuple):
@@ -123,7 +125,7 @@ def send(mail: Mail, held: Tensor, message: Tensor) -> Mail:
     newest = message.flatten(0, 1)
     if len(mail.recent) == len(newest):
         return Mail(newest, held)
-    return Mail(torch.cat([newest, mail.recent[: -len(newest)]]), held)
+    return Mail(torch.cat([mail.recent[len(newest) :], newest]), held)
 
 
 def rounded(message: Tensor, levels: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def unroll(
     embedding, message, held, sent = _Unroll.apply(  # type: ignore[no-untyped-call]
         sensed, *weights, *routes, levels, *mail
     )
-    newest_first = sent[len(sent) - late :].flip(0).flatten(0, 1)
-    return Unrolled(embedding, message, held, Mail(newest_first, held[-1].flatten(0, 1)))
+    recent = sent[len(sent) - late :].flatten(0, 1)
+    return Unrolled(embedding, message, held, Mail(recent, held[-1].flatten(0, 1)))
 
 
 class _Unroll(torch.autograd.Function):
@@ -84,8 +84,8 @@ class _Unroll(torch.autograd.Function):
         held = sensed.new_empty(steps, *held_before.shape)
         # All that is ever sent lies behind one another, oldest first; `rows` points into it.
         sent = sensed.new_empty(late + steps, block, episodes)
-        sent[:late] = recent.view(late, block, episodes).flip(0)
-        rows = _rows(source, block, late)
+        sent[:late] = recent.view(late, block, episodes)
+        rows = source + block * torch.arange(steps)[:, None, None]
         everything = sent.view(-1, episodes)
         kept = held_before
         for t, now in enumerate(torch.split(sensed, episodes, -1)):
@@ -98,8 +98,10 @@ class _Unroll(torch.autograd.Function):
             scale = levels[t, :, None]
             travelling = sent[late + t].view(robots, told, episodes)
             torch.mul(message[t], scale, out=travelling).round_().div_(scale)
+        embedding = _behind(second)
+        weights = (values, core_weight, head_weight)
         ctx.save_for_backward(
-            values, core_weight, head_weight, arrives, stays, rows, first, second, message, held
+            *weights, arrives, stays, rows, first, second, embedding, message, held
         )
         ctx.late = late
         outputs = (
@@ -109,24 +111,24 @@ class _Unroll(torch.autograd.Function):
         )
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)
-        return _behind(second), *outputs
+        return embedding, *outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        values, core_weight, head_weight, arrives, stays, rows, first, second, message, held = (
-            ctx.saved_tensors
-        )
+        values, core_weight, head_weight, arrives, stays, rows, *outputs = ctx.saved_tensors
+        first, second, embedding, message, held = outputs
         steps, robots, _, episodes = first.shape
-        embedding, of_message = gradients[:2]
-        if embedding is None:
-            embedding = torch.zeros_like(_behind(second))
+        of_embedding, of_message = gradients[:2]
+        if of_embedding is None:
+            of_embedding = torch.zeros_like(embedding)
         told = message.shape[2]
         to_first, to_second = torch.empty_like(first), torch.empty_like(second)
         to_message = torch.empty_like(message)
         to_sent = first.new_zeros(ctx.late + steps, robots * told, episodes)
         everything = to_sent.view(-1, episodes)
+        relu_backward = torch.ops.aten.threshold_backward.grad_input
         slope = 1 - message.square()  # of tanh; rounding is passed through
-        by_step = torch.split(embedding, episodes, -1)
+        by_step = torch.split(of_embedding, episodes, -1)
         to_held: Tensor | None = None
         for t in reversed(range(steps)):
             sent = to_sent[ctx.late + t].view(robots, told, episodes)
@@ -135,9 +137,9 @@ class _Unroll(torch.autograd.Function):
             torch.mul(sent, slope[t], out=to_message[t])
             # What this step's embedding owes: to the loss, and to the messages that it sent.
             owed = torch.baddbmm(by_step[t], head_weight.transpose(1, 2), to_message[t])
-            torch.mul(owed, second[t] > 0, out=to_second[t])
+            relu_backward(owed, second[t], 0, grad_input=to_second[t])
             owed = torch.bmm(core_weight.transpose(1, 2), to_second[t])
-            torch.mul(owed, first[t] > 0, out=to_first[t])
+            relu_backward(owed, first[t], 0, grad_input=to_first[t])
             owed = torch.bmm(values.transpose(1, 2), to_first[t]).flatten(0, 1)
             to_held = owed if to_held is None else owed.addcmul_(stays[t + 1], to_held)
             everything.scatter_add_(0, rows[t], arrives[t] * to_held)
@@ -149,17 +151,10 @@ class _Unroll(torch.autograd.Function):
             flat_first @ received.transpose(1, 2),
             flat_second @ _behind(first).transpose(1, 2),
             flat_second.sum(2, keepdim=True),
-            flat_message @ _behind(second).transpose(1, 2),
+            flat_message @ embedding.transpose(1, 2),
             flat_message.sum(2, keepdim=True),
             *[None] * 6,
         )
-
-
-def _rows(source: Tensor, block: int, late: int) -> Tensor:
-    """Rows of all that is ever sent, from rows of `Mail.recent` at each step."""
-    steps = torch.arange(len(source))[:, None, None]
-    ago = source // block  # 0: the step before
-    return (steps - 1 + late - ago) * block + source % block
 
 
 def _behind(by_step: Tensor) -> Tensor:
