@@ -1,8 +1,9 @@
 """Feed-forward students that tell each other something, step after step, with their own backward.
 
 torch's autograd gives the same (tested), but multiplies and adds up every layer's weight gradients
-step by step, which takes two to three times as long. Here the way back through time only passes on
-what each step owes to the messages before it; weight gradients are one product per layer.
+step by step: an update takes 1.2 times as long, which is more than three silent ones. Here the way
+back through time only passes on what each step owes to the messages before it; weight gradients
+are one product per layer.
 
 Shapes: `T` steps, `B` episodes side by side, `N` robots, `W` widest student, `M` widest message,
 `V` most values that a robot receives, `D` steps that messages are late at most.
