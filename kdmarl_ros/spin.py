@@ -216,6 +216,11 @@ def main(make_node: Callable[[], Runnable], args: list[str] | None = None) -> in
         reason = " ".join(str(error).split()).split(", at /")[0]
         print(f"kdmarl: topics cannot be secured: {reason}; see {KEYSTORE}", file=sys.stderr)
         return EXIT_USER_ERROR
+    finally:
+        # A node is part of cycles. Unless they are found now, the middleware never hears of the
+        # end: others take this process for alive for 20 s more, and its shared memory stays.
+        gc.unfreeze()
+        gc.collect()
 
 
 def _main(make_node: Callable[[], Runnable], args: list[str] | None) -> int:

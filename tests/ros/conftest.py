@@ -21,6 +21,8 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 DOMAINS = 100 // WORKERS * WORKERS
 
+ENDS_WITHIN_S = 10.0  # a fraction of it, unless a test has stopped the process or made it deaf
+
 _tests = itertools.count(os.getpid())
 
 
@@ -145,10 +147,15 @@ def starting_nodes(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]
     try:
         yield start
     finally:
+        # Asked first: what is killed leaves shared memory behind, which others may stumble over.
         for child in children:
-            if child.poll() is None:
+            child.terminate()
+        for child in children:
+            try:
+                child.wait(ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
                 child.kill()
-            child.wait()
+                child.wait()
 
 
 @pytest.fixture

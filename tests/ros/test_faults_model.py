@@ -4,6 +4,7 @@ Rows 7, 8, 14 to 18 and 29 of the fault table.
 """
 
 import dataclasses
+import itertools
 import shutil
 
 import numpy as np
@@ -108,13 +109,19 @@ def test_an_output_that_is_no_number_is_the_safe_action_and_an_error(sensors, no
     sensors.until_listened_to()
     observation = np.zeros(sensors.manifest.observation_size, np.float32)
     assert sensors.answer(observation, 0, 0).action == 4
+    steps = itertools.count(1)
+
+    def overflow():
+        sensors.send(observation + 1, 0, next(steps))
+
     sensors.actions.clear()
-    sensors.send(observation + 1, 0, 1)
+    overflow()
     sensors.until(lambda: sensors.actions)
     assert sensors.actions[0].status == AgentAction.STATUS_SAFE
     assert sensors.actions[0].action == sensors.manifest.safe_index
-    sensors.until_reported("not finite", level=DiagnosticStatus.ERROR)
-    assert sensors.answer(observation, 0, 2).action == 4
+    # Said once for each: it goes on until somebody listens.
+    sensors.until_reported("not finite", level=DiagnosticStatus.ERROR, meanwhile=overflow)
+    assert sensors.answer(observation, 0, next(steps)).action == 4
 
 
 def test_huge_outputs_are_still_one_of_the_actions(sensors, node, bundle_with):

@@ -198,7 +198,8 @@ def test_a_signal_in_any_phase_ends_in_the_safe_action(domain, start_node, bundl
             sensors.spin(float(phase))
             children[name].send_signal(signal.SIGTERM)
             assert children[name].wait(timeout=10) == 0
-            sensors.spin(0.1)  # what has arrived is taken
+            sensors.until(lambda heard=sensors: heard.actions[-1].status == SAFE)
+            sensors.spin(0.1)  # nothing follows
             assert sensors.actions[-1].status == SAFE
 
 

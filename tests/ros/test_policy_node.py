@@ -1,7 +1,9 @@
 """One policy node as a robot has it: driven over DDS by a fake set of sensors."""
 
 import dataclasses
+import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ros_driver import ROBOT, Sensors, observations
 
 from kdmarl_ros.msg import AgentAction
 from kdmarl_ros.parameters import PolicyParameters
+from kdmarl_ros.topics import POLICY_NODE
 
 pytestmark = pytest.mark.ros
 
@@ -102,6 +105,24 @@ def test_signals_end_in_the_safe_action(sensors, node, number):
     sensors.until(lambda: sensors.actions)
     assert sensors.actions[0].status == AgentAction.STATUS_SAFE
     assert child.wait(timeout=10) == 0
+
+
+def test_a_node_that_has_ended_is_gone(sensors, node):
+    """Nobody takes it for alive until its lease ends after 20 s, and its shared memory is free."""
+
+    def shared(process):
+        maps = Path(f"/proc/{process}/maps").read_text()
+        return {Path(path) for path in re.findall(r"/dev/shm/fastdds_[0-9a-f]{16}", maps)}
+
+    of_sensors = shared("self")
+    child = node()
+    sensors.until_listened_to()
+    own = shared(child.pid) - of_sensors
+    assert own
+    child.terminate()
+    assert child.wait(timeout=10) == 0
+    assert not any(path.exists() for path in own)
+    sensors.until(lambda: POLICY_NODE not in sensors.node.get_node_names(), timeout_s=5)
 
 
 def test_lifecycle_can_be_driven_from_outside(sensors, node):
