@@ -14,7 +14,7 @@ import psutil
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State
-from ros_driver import ROBOT, driving, observations
+from ros_driver import ROBOT, SETTLE_S, driving, observations
 
 from kdmarl_core.bundle import load_policy
 from kdmarl_ros.msg import AgentAction, FeatureBlock
@@ -217,6 +217,8 @@ def test_silence_in_lock_step_is_safe_and_named(lock_step):
     lock_step.answer(observation, episode=1, step=0)
     lock_step.actions.clear()
     lock_step.until_reported("stale", "velocity", "s)", level=ERROR)
+    lock_step.until(lambda: lock_step.actions)  # the report may come a moment before it
+    lock_step.spin(SETTLE_S)
     assert [action.status for action in lock_step.actions] == [SAFE]
     assert lock_step.actions[0].action == lock_step.manifest.safe_index
     lock_step.answer(observation, episode=1, step=1)
