@@ -22,7 +22,8 @@ def check_finite(figures: Mapping[str, float], when: str, remedy: str) -> None:
     """Raise a `UserError` that names the parts of a loss or gradient that are not finite."""
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if bad:
-        raise UserError(f"loss: {' and '.join(bad)} is not finite at {when}; {remedy}")
+        verb = "is" if len(bad) == 1 else "are"
+        raise UserError(f"loss: {' and '.join(bad)} {verb} not finite {when}; {remedy}")
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

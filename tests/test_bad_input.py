@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import (
     DISTILLATION_RECIPE,
     TASK,
@@ -453,9 +452,10 @@ def test_a_loss_that_is_not_finite_in_training(kdmarl, workshop):
     folder = workshop.file("wild")
     done = kdmarl(*workshop.train("--recipe", recipe, "--output", folder, "--threads", 1))
     assert done.code == 2
-    assert re.search(r"loss: .* is not finite at iteration \d+; lower the learning rate", done.err)
+    assert re.search(r"loss: .* not finite at iteration \d+; lower the learning rate", done.err)
+    assert f"{folder / 'checkpoint.safetensors'} keeps what was good last" in done.err
     tensors, _ = read_tensors(folder / "checkpoint.safetensors")
-    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert all((tensor.float().abs() < 1e3).all() for tensor in tensors.values())
     assert not (folder / "teacher").exists()
 
 

@@ -26,11 +26,13 @@ from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buff
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy
 from kdmarl_core.distil.recipe import Recipe, load_recipe
-from kdmarl_core.distil.run import CHECKPOINT, Work, discard, distil
+from kdmarl_core.distil.run import Work, discard, distil
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import student_model
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import make_task
+from kdmarl_core.teacher import checkpoint
+from kdmarl_core.teacher.checkpoint import CHECKPOINT
 from kdmarl_core.teacher.teacher import find_teacher, load_teacher, read_tensors
 from kdmarl_core.team import load_bundles, load_team
 from kdmarl_ros.cli import main
@@ -457,7 +459,7 @@ def test_what_was_killed_goes_on_from_the_last_checkpoint(make_work, tmp_path, m
     """Without any chance to write one more."""
     work, folder = small(make_work, "mlp"), tmp_path / "run"
     expected = weights(distil(work, ignore, folder=folder))
-    monkeypatch.setattr(distil_run, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
     def kill(phase, done, *rest):
         if (phase, done) == ("on-policy", 2):
@@ -529,32 +531,46 @@ def test_a_checkpoint_of_other_work_is_refused(make_work, tmp_path, refusal, cha
 
 
 @pytest.mark.parametrize(
-    ("phase", "update", "kept"),
-    [("offline", 1, 1), ("on_policy", 6, 5)],
+    ("phase", "said", "reported", "kept"),
+    [("offline", "at update 1; lower", 1, 0), ("on_policy", "at update 6; lower", 5, 4)],
 )
-def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
-    make_work, tmp_path, refusal, monkeypatch, phase, update, kept
+def test_a_loss_that_is_not_finite_leaves_what_was_good_last(
+    make_work, tmp_path, refusal, monkeypatch, phase, said, reported, kept
 ):
-    """A learning rate beyond all measure spoils the weights with one step; the next one tells."""
+    """A learning rate beyond all measure spoils the weights with one step; the next one tells.
+
+    What is kept is from before that step, whether a checkpoint was due since or not.
+    """
     changes = {f"{phase}__learning_rate": 1.0e30}
     work, folder = make_work(offline__updates=5, **changes), tmp_path / "run"
-    monkeypatch.setattr(distil_run, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     reports = []
     message = refusal(distil, work, lambda *r: reports.append(r[:2]), folder=folder)
-    assert f"is not finite at update {update}; " in message
-    assert "term " in message
-    assert "kl" in message
-    assert len(reports) == kept
+    assert f"are not finite {said} the learning rate, now " in message
+    assert "term kl" in message
+    assert message.endswith(f"; {folder / CHECKPOINT} keeps what was good last")
+    assert len(reports) == reported
     tensors, metadata = read_tensors(folder / CHECKPOINT)
     assert json.loads(metadata["progress"])["iteration"] == kept
-    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    # It is what was there after the last whole iteration, and still knows how far that was.
-    with pytest.raises(KeyboardInterrupt):
-        distil(work, interrupt_at("offline", kept), folder=tmp_path / "other")
-    whole, _ = read_tensors(tmp_path / "other" / CHECKPOINT)
-    assert set(whole) == set(tensors)
-    assert all(torch.equal(whole[name], tensor) for name, tensor in tensors.items())
+    assert all((tensor.float().abs() < 1e3).all() for tensor in tensors.values())
+    if kept:  # what was there after so many iterations
+        with pytest.raises(KeyboardInterrupt):
+            distil(work, interrupt_at("offline", kept), folder=tmp_path / "other")
+        whole, _ = read_tensors(tmp_path / "other" / CHECKPOINT)
+        assert set(whole) == set(tensors)
+        assert all(torch.equal(whole[name], tensor) for name, tensor in tensors.items())
     assert refusal(distil, work, ignore, folder=folder, resume=True) == message
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    assert refusal(distil, work, ignore, folder=folder) == message
+    again, _ = read_tensors(folder / CHECKPOINT)
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+def test_the_last_step_of_all_is_looked_at_as_well(make_work, tmp_path, refusal):
+    work = make_work(offline__updates=1, offline__learning_rate=1.0e30, on_policy__iterations=0)
+    message = refusal(distil, work, ignore, folder=tmp_path)
+    assert "are not finite after update 0; lower the learning rate" in message
+    tensors, _ = read_tensors(tmp_path / CHECKPOINT)
+    assert all((tensor.float().abs() < 1e3).all() for tensor in tensors.values())
 
 
 def test_recipes_that_build_on_each_other(tmp_path, refusal):

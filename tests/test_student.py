@@ -1,6 +1,7 @@
 """The team computed as one equals robots computed each for itself; padding does not exist."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -373,6 +374,46 @@ def test_terms_without_weight_are_not_computed_and_others_reach_the_students(stu
         assert moved[:2].any(), name
         if name not in ("structure", "role"):
             assert not moved[2].any(), name  # it has one action only
+
+
+def test_terms_are_of_the_students_and_of_the_recipe(students):
+    """Each written out once more, for a temperature and a clip that are unlike all defaults."""
+    recipe = dataclasses.replace(RECIPE, temperature=2.0, clip=0.05)
+    learner = make_learner(opinionated(students), recipe)
+    heads = learner.learned["heads"]
+    batch = random_batch(students)
+    labels = Labels(*(field.flatten(0, 1) for field in batch.labels))
+    with torch.no_grad():
+        output = students(batch.inputs, batch.labels.action_mask, batch.labels.begins, batch.state)
+        student, embedding = output.log_probs.flatten(0, 1), output.embedding.flatten(0, 1)
+        common, scores = heads.structure(embedding), heads.scores(embedding)
+
+    def divergence(teacher, student):
+        """KL(teacher || student) of logits at temperature 2, per sample."""
+        soft = [torch.log_softmax(logits / 2, -1) for logits in (student, teacher)]
+        total = nn.functional.kl_div(*soft, reduction="sum", log_target=True)
+        return total / len(student)
+
+    taken = student.gather(-1, labels.action[..., None].long()).squeeze(-1)
+    preferred = student.gather(-1, labels.teacher.argmax(-1)[..., None])
+    ratio, advantage = torch.exp(taken - labels.behaviour), labels.advantage[:, None]
+    assert ((ratio - 1).abs() > 0.05).any()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.95, 1.05) * advantage)
+    pairs = [(1, 0), (2, 0), (2, 1)]
+    cosines = [nn.functional.cosine_similarity(common[:, i], common[:, j]) for i, j in pairs]
+    expected = {
+        "ppo": surrogate.mean(0).sum(),
+        "kl": 4 * divergence(labels.teacher, student),
+        "cross_entropy": -preferred.mean(0).sum(),
+        "soft_cross_entropy": -(labels.teacher.exp() * student).sum((-1, -2)).mean(),
+        "structure": (labels.cosines - torch.stack(cosines, -1)).square().sum(-1).mean(),
+        "role": divergence(labels.roles, scores),
+        "entropy": -(student.exp() * student).sum((-1, -2)).mean(),
+        "grounding": torch.zeros(()),  # nobody tells anything
+    }
+    found = learner.update(batch, Weights(**dict.fromkeys(OFF, 1.0)), 1e-3)
+    for name, value in found._asdict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("done", "expected"), [(0, 0.1), (5, 0.05), (9, 0.01)])

@@ -32,6 +32,7 @@ from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import AgentSpec, BatchStep, Block, TaskSpec, View, make_task
 from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.architecture import Architecture
+from kdmarl_core.teacher.checkpoint import CHECKPOINT
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.rollout import Collector, sample
@@ -45,7 +46,7 @@ from kdmarl_core.teacher.teacher import (
     read_card,
     save_teacher,
 )
-from kdmarl_core.teacher.train import CHECKPOINT, train
+from kdmarl_core.teacher.train import train
 from kdmarl_core.team import load_team
 
 ITERATIONS = 4  # of TRAINING_RECIPE

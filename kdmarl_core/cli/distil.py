@@ -91,7 +91,6 @@ def run_distil(
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import (
         BUNDLES,
-        CHECKPOINT,
         DistilledTeam,
         Lessons,
         Work,
@@ -103,6 +102,7 @@ def run_distil(
     )
     from kdmarl_core.errors import UserError
     from kdmarl_core.files import bundles_folder, refuse_existing
+    from kdmarl_core.teacher.checkpoint import CHECKPOINT
     from kdmarl_core.teacher.teacher import find_teacher, load_bound, load_teacher
     from kdmarl_core.team import load_team
 

@@ -55,9 +55,10 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     from kdmarl_core.files import refuse_existing
     from kdmarl_core.metrics import wins
     from kdmarl_core.tasks import make_task
+    from kdmarl_core.teacher.checkpoint import CHECKPOINT
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import save_teacher
-    from kdmarl_core.teacher.train import CHECKPOINT, make_card, train
+    from kdmarl_core.teacher.train import make_card, train
 
     task = make_task(arguments.task)
     team = _team(arguments, task)

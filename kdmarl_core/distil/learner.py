@@ -35,6 +35,7 @@ class Learner:
         self.students, self._heads, self._recipe = students, heads, recipe
         self.learned = nn.ModuleDict({"students": students, "heads": heads})
         self.optimizer = torch.optim.Adam(self.learned.parameters(), lr=0.0, fused=True)
+        self._newest: tuple[Batch, Weights] | None = None  # what was learned from last
 
     @property
     def updates(self) -> int:
@@ -48,17 +49,28 @@ class Learner:
             UserError: a term or the gradient is not finite; weights are left as they were before
                 the step.
         """
+        when = f"at update {self.updates}"
+        remedy = f"lower the learning rate, now {learning_rate:.1e}, or the term's weight"
         terms = self._terms(batch, weights)
         loss = total(terms, weights)
-        self._check_finite({f"term {n}": float(t.detach()) for n, t in terms._asdict().items()})
+        check_finite(_figures(terms), when, remedy)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self.learned.parameters(), self._recipe.max_grad_norm)
-        self._check_finite({"the gradient": float(norm)})
+        check_finite({"the gradient": float(norm)}, when, remedy)
         self.optimizer.step()
+        self._newest = batch, weights
         return Terms(*(term.detach() for term in terms))
+
+    def check(self) -> None:
+        """Raise a `UserError` if the newest step has spoilt what the next one would begin with."""
+        if self._newest:
+            with torch.no_grad():
+                terms = self._terms(*self._newest)
+            remedy = "lower the learning rate or the term's weight"
+            check_finite(_figures(terms), f"after update {self.updates - 1}", remedy)
 
     def _terms(self, batch: Batch, weights: Weights) -> Terms:
         """The terms that have a weight; zero, and free, for the others."""
@@ -108,6 +120,6 @@ class Learner:
             }
         )
 
-    def _check_finite(self, figures: dict[str, float]) -> None:
-        remedy = "lower the learning rate or the term's weight"
-        check_finite(figures, f"update {self.updates}", remedy)
+
+def _figures(terms: Terms) -> dict[str, float]:
+    return {f"term {name}": float(term.detach()) for name, term in terms._asdict().items()}

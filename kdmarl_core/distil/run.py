@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,16 +54,10 @@ from kdmarl_core.evaluate import (
 )
 from kdmarl_core.export import check_agreement, student_model
 from kdmarl_core.files import atomic_folder
-from kdmarl_core.interrupt import deferred_interrupt
 from kdmarl_core.metrics import Interval, Returns, normalised_retention
 from kdmarl_core.resources.count import count
 from kdmarl_core.seeding import derive_seed
-from kdmarl_core.teacher.checkpoint import (
-    Progress,
-    fingerprint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from kdmarl_core.teacher.checkpoint import CHECKPOINT, Run, fingerprint
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
@@ -72,9 +65,6 @@ from kdmarl_core.team import Robot, Team
 
 BUNDLES = f"*/{MANIFEST}"  # what a folder of bundles is known by
 CHECKED_EPISODES = 64  # in which ONNX Runtime and torch are compared
-
-CHECKPOINT = "checkpoint.safetensors"
-SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 # phase, updates or iterations done, of how many, terms, return and win rate of sampled episodes
 # (NaN when unknown)
@@ -138,8 +128,8 @@ def distil(
         buffer_file: an expert buffer to read, or to write if there is none yet.
 
     Raises:
-        UserError: a loss is not finite, or checkpoint or buffer are damaged or of other work. The
-            last good checkpoint stays.
+        UserError: a loss is not finite, and the checkpoint is what was good last; or checkpoint or
+            buffer are damaged or of other work.
         KeyboardInterrupt: after a checkpoint was written.
     """
     team, recipe, seed = work.team, work.recipe, work.seed
@@ -159,10 +149,9 @@ def distil(
             f"{buffer_file}: steps: holds {origin.steps}, and {planned.steps} are asked for; "
             f"name another --buffer file, or --set offline.buffer_steps={origin.steps}"
         )
-    path, identity, done, seconds = folder / CHECKPOINT, work.identity(origin), 0, 0.0
-    if resume and path.is_file():
-        progress = load_checkpoint(path, learner.learned, learner.optimizer, identity, seed)
-        done, seconds = progress.iteration, progress.seconds
+    run = Run(folder, learner.learned, learner.optimizer, work.identity(origin), seed)
+    if resume and run.path.is_file():
+        run.resume()
     buffer = kept or fill_buffer(team.task, *work.lessons, origin)
     if buffer_file is not None and kept is None:
         save_buffer(buffer, buffer_file)
@@ -174,35 +163,21 @@ def distil(
         buffer.projection,
         derive_seed(seed, 13),
     )
-    begun = saved = time.monotonic()
     first, second = recipe.offline.updates, recipe.on_policy.iterations
-
-    def keep() -> None:
-        record = Progress(identity, seed, done, seconds + time.monotonic() - begun)
-        save_checkpoint(path, learner.learned, learner.optimizer, record)
-
-    with deferred_interrupt() as interrupted:
-        while done < first + second and not interrupted.is_set():
-            if done < first:
-                terms = learn_offline(learner, buffer, recipe.offline, done, derive_seed(seed, 12))
-                report("offline", done + 1, first, terms, math.nan, math.nan)
-            else:
-                terms, rollout = on_policy.iterate(done - first)
-                report(
-                    "on-policy",
-                    done + 1 - first,
-                    second,
-                    terms,
-                    rollout.episode_return(),
-                    rollout.win_rate(),
-                )
-            done += 1
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                keep()
-                saved = time.monotonic()
-        keep()
-    if interrupted.is_set():
-        raise KeyboardInterrupt
+    with run.going() as interrupted:
+        while run.done < first + second and not interrupted.is_set():
+            sampled = (math.nan, math.nan)
+            with run.iteration() as number:
+                if number < first:
+                    phase, done, of = "offline", number + 1, first
+                    shuffle = derive_seed(seed, 12)
+                    terms = learn_offline(learner, buffer, recipe.offline, number, shuffle)
+                else:
+                    phase, done, of = "on-policy", number + 1 - first, second
+                    terms, rollout = on_policy.iterate(number - first)
+                    sampled = (rollout.episode_return(), rollout.win_rate())
+                report(phase, done, of, terms, *sampled)
+        learner.check()
     return students
 
 

@@ -34,12 +34,12 @@ from kdmarl_core.files import atomic_write
 from kdmarl_core.metrics import Returns
 from kdmarl_core.schema import from_mapping, read_json
 from kdmarl_core.tasks import Task, TaskSpec
-from kdmarl_core.teacher.checkpoint import fingerprint
+from kdmarl_core.teacher.checkpoint import CHECKPOINT, fingerprint
 from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
 from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, Teacher, TeacherCard, load_bound, save_teacher
-from kdmarl_core.teacher.train import CHECKPOINT, make_card, train
+from kdmarl_core.teacher.train import make_card, train
 from kdmarl_core.team import Team
 
 EVALUATION_SEED = 0  # of all cells: every player plays the same episodes

@@ -147,6 +147,7 @@ class Mappo:
         )
         self._dtype = PRECISIONS[recipe.precision]
         self.policy = Acting(teacher, self._autocast)
+        self._newest: tuple[Sequences, Tensor] | None = None  # what was learned from last
 
     def update(
         self, rollout: Rollout, iteration: int, generator: torch.Generator
@@ -176,16 +177,23 @@ class Mappo:
                 self.optimizer.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
                 norm = clip_grad_norm_(self.teacher.parameters(), recipe.max_grad_norm)
-                figures = {f"term {n}": float(t.detach()) for n, t in losses._asdict().items()}
                 check_finite(
-                    figures | {"the gradient": float(norm)},
-                    f"iteration {iteration}",
+                    _figures(losses) | {"the gradient": float(norm)},
+                    f"at iteration {iteration}",
                     f"lower the learning rate, now {rate:.1e}",
                 )
                 self.optimizer.step()
+                self._newest = some, past[rows]
                 sums += torch.stack(losses).detach()
         means = sums / (recipe.epochs * recipe.minibatches)
         return dict(zip(Losses._fields, means.tolist(), strict=True)) | {"learning_rate": rate}
+
+    def check(self) -> None:
+        """Raise a `UserError` if the newest step has spoilt what the next one would begin with."""
+        if self._newest:
+            with torch.no_grad():
+                losses = self._losses(*self._newest)
+            check_finite(_figures(losses), "after the last update", "lower the learning rate")
 
     def _batch(self, rollout: Rollout) -> tuple[Sequences, Tensor]:
         """What to learn from, and the past before each sequence [B, N, W]."""
@@ -225,6 +233,10 @@ class Mappo:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
+
+
+def _figures(losses: Losses) -> dict[str, float]:
+    return {f"term {name}": float(term.detach()) for name, term in losses._asdict().items()}
 
 
 def _anneal(first: float, last: float, progress: float) -> float:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from kdmarl_core.interrupt import deferred_interrupt
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import Task
-from kdmarl_core.teacher.checkpoint import (
-    Progress,
-    load_checkpoint,
-    recipe_hash,
-    save_checkpoint,
-)
+from kdmarl_core.teacher.checkpoint import Run, recipe_hash
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard
 from kdmarl_core.team import Team
-
-CHECKPOINT = "checkpoint.safetensors"
-SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -53,43 +43,30 @@ def train(
 
     Raises:
         UserError: the checkpoint to resume from is missing, damaged, or of other work; or a loss
-            is not finite, and the last good checkpoint stays.
+            is not finite, and the checkpoint is what was good last.
         KeyboardInterrupt: after a checkpoint was written.
     """
     torch.manual_seed(derive_seed(seed, 0))
     teacher = Teacher(task.spec, recipe.architecture, team)
     learner = Mappo(teacher, recipe)
-    path, identity = folder / CHECKPOINT, recipe_hash(recipe, task.spec, team)
-    done, seconds = 0, 0.0
+    identity = recipe_hash(recipe, task.spec, team)
+    run = Run(folder, teacher, learner.optimizer, identity, seed)
     if resume:
-        progress = load_checkpoint(path, teacher, learner.optimizer, identity, seed)
-        done, seconds = progress.iteration, progress.seconds
+        run.resume()
     env = task.make_batch(recipe.num_envs)
     collector = Collector(task.spec, env, recipe.rollout_steps, seed)
-    begun = saved = time.monotonic()
-
-    def keep() -> None:
-        spent = seconds + time.monotonic() - begun
-        record = Progress(identity, seed, done, spent)
-        save_checkpoint(path, teacher, learner.optimizer, record)
-
-    keep()
-    with deferred_interrupt() as interrupted:
-        while done < recipe.iterations and not interrupted.is_set():
-            learner.policy.begin(derive_seed(seed, 2, done))
-            rollout = collector.collect(learner.policy, done)
-            generator = torch.Generator().manual_seed(derive_seed(seed, 1, done))
-            figures = learner.update(rollout, done, generator)
-            done += 1
-            sampled = {"return": rollout.episode_return(), "win_rate": rollout.win_rate()}
-            report(done, figures | sampled)
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                keep()
-                saved = time.monotonic()
-        keep()
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-    return teacher, seconds + time.monotonic() - begun
+    run.save()
+    with run.going() as interrupted:
+        while run.done < recipe.iterations and not interrupted.is_set():
+            with run.iteration() as number:
+                learner.policy.begin(derive_seed(seed, 2, number))
+                rollout = collector.collect(learner.policy, number)
+                generator = torch.Generator().manual_seed(derive_seed(seed, 1, number))
+                figures = learner.update(rollout, number, generator)
+                sampled = {"return": rollout.episode_return(), "win_rate": rollout.win_rate()}
+                report(number + 1, figures | sampled)
+        learner.check()
+    return teacher, run.seconds
 
 
 def make_card(
