@@ -34,6 +34,8 @@ from kdmarl_core.schema import (
 )
 from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks, visible_block
 
+MOST_WIDTH = 4096  # far beyond what a robot's computer is good for
+
 
 @dataclass(frozen=True)
 class StudentSpec:
@@ -44,6 +46,7 @@ class StudentSpec:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width")
+        check_at_most(MOST_WIDTH, self, "width")
 
 
 @dataclass(frozen=True)

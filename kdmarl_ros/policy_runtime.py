@@ -216,7 +216,8 @@ class PolicyRuntime:
             if self._seen == self._all_values():
                 return answer
             if stamp[1] != 0:
-                return self._unpolitic(self._policy.manifest.safe_index, "contradiction")
+                contradicted = self._unpolitic(self._policy.manifest.safe_index, "contradiction")
+                return contradicted._replace(stamp=stamp)
             anew = True
         doubts = self._doubts()
         if doubts:
@@ -245,8 +246,9 @@ class PolicyRuntime:
     def stall(self, now_s: float) -> Decision:
         """What is published while inputs cannot be used.
 
-        In lock-step it repeats the stamp of the last decision: a step that has arrived in part
-        may still become whole, and a simulator has its own deadline.
+        In lock-step it answers no step: the last one has been answered, perhaps by an action that
+        has yet to be read and must not be replaced; one that has arrived in part may still become
+        whole, and a simulator has its own deadline.
         """
         return self._stall(self.troubles(now_s), now_s)
 
@@ -387,7 +389,7 @@ class PolicyRuntime:
 
     def _unpolitic(self, action: int, reason: str) -> Decision:
         legal = legal_action(action, self.mask())
-        stamp = self._newest() if self._settings.real_time else self._decided
+        stamp = self._newest() if self._settings.real_time else NO_STEP
         stamp = NO_STEP if stamp == NEVER else stamp
         return self._counted(Decision(stamp, legal, Status.SAFE, reason, 0.0))
 

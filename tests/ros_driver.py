@@ -19,6 +19,7 @@ from kdmarl_ros.msg import AgentAction, FeatureBlock
 ROBOT = "robot_0"
 LONG_S = 30.0  # for what takes a fraction of it, on a busy machine, too
 SETTLE_S = 0.3  # both ends of a topic do not find each other at the same moment
+TRIES = 3  # of showing that nothing but the policy acts: a process that is held up is silent, too
 
 
 def observations(manifest, count):

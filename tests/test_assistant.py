@@ -16,7 +16,15 @@ from helpers import (
 )
 
 from kdmarl_core.bundle import read_bundle
-from kdmarl_core.distil.expert_buffer import fill_buffer, load_buffer, plan_buffer, save_buffer
+from kdmarl_core.distil.expert_buffer import (
+    bytes_per_step,
+    fill_buffer,
+    load_buffer,
+    packed,
+    plan_buffer,
+    save_buffer,
+    unpacked,
+)
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.distil.on_policy import OnPolicy
 from kdmarl_core.distil.recipe import Recipe
@@ -91,14 +99,25 @@ def test_it_judges_by_what_it_saw_and_remembers(assistant, team):
 
 def test_the_buffer_keeps_what_was_shown(buffer, team, tmp_path, assistant):
     horizon, episodes = buffer.labels.begins.shape
-    assert buffer.visible.shape == (horizon, episodes, 3, team.task.spec.observation_size)
-    shown = buffer.visible.sum(-1)
-    assert shown.min() >= 4
-    assert shown.max() <= 6
-    assert torch.equal(buffer.visible, buffer.visible[:1].expand_as(buffer.visible))  # one episode
+    assert buffer.shown.nbytes == horizon * episodes * 3 * 3  # a bit for each of 18 features
+    visible = unpacked(buffer.shown, team.task.spec.observation_size)
+    assert visible.shape == buffer.observation.shape
+    assert visible.sum(-1).min() >= 4
+    assert visible.sum(-1).max() <= 6
+    assert torch.equal(visible, visible[:1].expand_as(visible))  # one episode
+    assert torch.equal(packed(visible), buffer.shown)
     save_buffer(buffer, tmp_path / "buffer")
     kept = load_buffer(tmp_path / "buffer", team.task.spec, assistant[1], ROLES)
-    assert torch.equal(kept.visible, buffer.visible)
+    assert torch.equal(kept.shown, buffer.shown)
+    assert bytes_per_step(team.task.spec, assistant[1], ROLES) == sum(
+        tensor.nbytes for tensor in (buffer.observation, *buffer.labels, buffer.shown)
+    ) / (horizon * episodes)
+
+
+def test_bits_are_features_in_their_order():
+    visible = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 1, 1, 1], [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]])
+    assert packed(visible).tolist() == [[0b10000001, 0b11], [0b10, 0]]
+    assert torch.equal(unpacked(packed(visible), 10), visible.float())
 
 
 def test_students_learn_by_what_it_was_shown(buffer, team):
@@ -112,7 +131,7 @@ def test_students_learn_by_what_it_was_shown(buffer, team):
             float(learn_offline(learner, buffer, recipe.offline, i, seed=3).kl) for i in range(150)
         ][-1]
 
-    of_others = buffer._replace(visible=buffer.visible.flip(1))
+    of_others = buffer._replace(shown=buffer.shown.flip(1))
     assert last_divergence(buffer) < 0.8 * last_divergence(of_others)
 
 

@@ -439,6 +439,28 @@ def test_expert_buffers(workshop, refused):
     assert line.startswith(f"kdmarl: {workshop.teacher}: ")
 
 
+def test_an_expert_buffer_of_another_teacher(kdmarl, workshop, refused):
+    file = workshop.file("buffer")
+    made = workshop.distil("--buffer", file, "--output", workshop.file("out"), "--episodes", 1)
+    assert kdmarl(*made).code == 0
+    line = refused(workshop.distil("--buffer", file, "--teacher", "mpe_simple_spread"))
+    assert line.startswith(f"kdmarl: {file}: teacher: the expert buffer was made with '")
+    assert line.endswith("; name another --buffer file, or remove this one\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("offline.buffer_steps=100000000000000", ["offline.buffer_steps: ", "GB", "at most"]),
+        ("offline.minibatch=1000000000000000", ["not enough memory (", "choose smaller"]),
+    ],
+)
+def test_more_than_the_machine_holds(workshop, refused, change, words):
+    line = refused(workshop.distil("--set", change))
+    for word in words:
+        assert word in line
+
+
 def test_a_teacher_of_another_task(workshop, refused):
     """Also one whose network this task cannot have."""
     for teacher in ("smax_3m", "smax_3m_plain"):

@@ -13,10 +13,11 @@ from helpers import (
     make_model,
     make_teacher,
     mixed_team,
+    write_teacher,
     write_yaml,
 )
 
-from kdmarl_core.bundle import BundlePolicy, StudentEntry, load_policy, write_bundle
+from kdmarl_core.bundle import MODEL, BundlePolicy, StudentEntry, load_policy, write_bundle
 from kdmarl_core.evaluate import (
     BundlePlayer,
     Episode,
@@ -31,6 +32,7 @@ from kdmarl_core.evaluate import (
 from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View, block_columns, make_task
 from kdmarl_core.teacher.player import TeacherPlayer
+from kdmarl_core.teacher.teacher import read_card
 from kdmarl_core.team import StudentSpec, load_team
 
 TASK_MADE = make_task(TASK)
@@ -268,6 +270,26 @@ def test_command_plays_the_episodes_of_the_seed(kdmarl, team, env):
         assert figures["episodes"][name] == [e._asdict() for e in expected]
         assert figures["players"][name]["return"] == returns(expected).mean()
     assert done.left == []
+
+
+def test_command_says_whose_students_they_are(kdmarl, team, tmp_path):
+    """Retention of another teacher's score is no retention of what was taught."""
+    path, bundles = team
+    teacher = write_teacher(tmp_path / "teacher")
+    command = ["evaluate", "--team", path, "--bundles", bundles, "--teacher", teacher]
+    command += ["--episodes", "2"]
+    told = f"{bundles}: distilled from teacher 000000000000, not from '{teacher}' ("
+    done = kdmarl(*command)
+    assert done.code == 0, done.err
+    assert told in " ".join(done.err.split())
+    assert "distilled" not in kdmarl(*command, "--players", "students").err
+    sha256 = read_card(teacher).weights_sha256
+    for folder in bundles.iterdir():
+        policy = load_policy(folder)
+        taught = dataclasses.replace(policy.manifest.teacher, sha256=sha256)
+        model = (folder / MODEL).read_bytes()
+        write_bundle(folder, dataclasses.replace(policy.manifest, teacher=taught), model)
+    assert "distilled" not in kdmarl(*command).err
 
 
 def test_command_prints_a_table(kdmarl, team):

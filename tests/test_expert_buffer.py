@@ -1,6 +1,7 @@
 """The expert buffer: what is in it, what it weighs, and that nothing else is taken for it."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from kdmarl_core.distil.samples import ILLEGAL, Labels, label
 from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher.returns import gae
 from kdmarl_core.teacher.rollout import Collector
+from kdmarl_core.team import SensedBlocks
 
 SPEC = make_task(TASK).spec
 ROLES = DISTILLATION_RECIPE["roles"]
@@ -74,23 +76,39 @@ def test_whole_episodes_are_kept(taught, steps, expected):
 
 
 def test_memory_is_what_is_said(taught, buffer):
-    spec = taught[0].spec
+    task, _, card = taught
+    spec = task.spec
     tensors = (buffer.observation, *buffer.labels)
     assert all(len(tensor.untyped_storage()) == tensor.nbytes for tensor in tensors)
     total = sum(tensor.nbytes for tensor in tensors)
-    assert total == bytes_per_step(spec, ROLES) * buffer.origin.steps
+    assert total == bytes_per_step(spec, card, ROLES) * buffer.origin.steps
     # 3 robots: 18 features of two bytes; 5 actions with one for the mask and two for the logit;
     # an action, its log-probability, 3 role scores. And 3 pairs, a begin, an advantage.
-    assert bytes_per_step(spec, 3) == 3 * (18 * 2 + 5 * (1 + 2) + 1 + 4 + 3 * 2) + 3 * 2 + 1 + 4
+    assert (
+        bytes_per_step(spec, card, 3) == 3 * (18 * 2 + 5 * (1 + 2) + 1 + 4 + 3 * 2) + 3 * 2 + 1 + 4
+    )
 
 
 @pytest.mark.parametrize("name", ["smax/3m", "smax/8m", "smax/5m_vs_6m", "smax/3s5z"])
 def test_a_million_steps_of_any_map_fit_in_four_gigabytes(name):
+    """An assistant that sees features at random takes a bit more for each of them."""
     spec = make_task(name).spec
     _, card = make_teacher(spec)
     origin = plan_buffer(spec, card, 1_000_000, 4, 0)
     assert origin.steps >= 1_000_000
-    assert bytes_per_step(spec, 4) * origin.steps < 4e9
+    assert bytes_per_step(spec, card, 4) * origin.steps < 4e9
+    sensed = {"ally_0": SensedBlocks(("own",), (8, 10))}
+    assistant = dataclasses.replace(card, restriction=sensed)
+    assert bytes_per_step(spec, assistant, 4) * origin.steps < 4.5e9
+
+
+def test_more_than_the_machine_holds_is_refused(taught, refusal):
+    task, _, card = taught
+    message = refusal(plan_buffer, task.spec, card, 10**14, ROLES, SEED)
+    assert message.startswith("offline.buffer_steps: 100000000000000 steps of mpe/simple_spread ")
+    assert "more than half of this machine's memory" in message
+    most = int(re.search("give at most ([0-9]+)$", message)[1])
+    assert plan_buffer(task.spec, card, most, ROLES, SEED).steps == most
 
 
 # Content

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kdmarl_core.team import Team
 
 EXIT_INTERRUPTED = 130
+TORCHS_MEMORY_ERROR = "can't allocate memory: "
 
 Command = Callable[[argparse.Namespace], None]
 MOST_THREADS = 1024
@@ -54,6 +55,14 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
         reason = error.strerror or str(error)
         remedy = "check the path, its permissions and the space left"
         print(f"kdmarl: {place}{reason}; {remedy}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error)
+        if isinstance(error, RuntimeError) and TORCHS_MEMORY_ERROR not in reason:
+            raise
+        remedy = "choose smaller widths, batches or rollouts, or a larger machine"
+        asked = reason.rpartition(TORCHS_MEMORY_ERROR)[2].partition(". ")[0]
+        print(f"kdmarl: not enough memory ({asked}); {remedy}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("kdmarl: interrupted", file=sys.stderr)

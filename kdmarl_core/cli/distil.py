@@ -88,6 +88,7 @@ def run_distil(
     """The whole of stage 2 with progress bars; the arguments are the command's options."""
     import torch
 
+    from kdmarl_core.distil.expert_buffer import bytes_per_step
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import (
         BUNDLES,
@@ -98,6 +99,7 @@ def run_distil(
         distil,
         export,
         measure,
+        planned_buffer,
         write_team,
     )
     from kdmarl_core.errors import UserError
@@ -117,6 +119,7 @@ def run_distil(
     frozen, card = load_teacher(find_teacher(team.teacher), team.task.spec)
     between = Lessons(*load_bound(Path(assistant), team)) if assistant else None
     work = Work(team, frozen, card, how, seed, between)
+    spec, roles = team.task.spec, how.roles
     folder = Path(output) if output else bundles_folder(team.name)
     checkpoints = Path("runs") / "distil" / f"{team.name}-{seed}"
     refuse_existing(folder, BUNDLES, overwrite=overwrite)
@@ -132,9 +135,16 @@ def run_distil(
             shown = f"KL {float(terms.kl):.3f}"
             if math.isfinite(mean_return):
                 shown += f" return {mean_return:.2f}"
-            if team.task.spec.can_be_won and math.isfinite(win_rate):
+            if spec.can_be_won and math.isfinite(win_rate):
                 shown += f" won {win_rate:.0%}"
             bar.update(lines[phase], completed=done, figures=shown)
+
+        def on_buffer(done: int, of: int) -> None:
+            if done == 1:
+                room = planned_buffer(work).steps * bytes_per_step(spec, work.lessons.card, roles)
+                title = f"{team.name}: expert buffer"
+                lines["buffer"] = bar.add_task(title, total=of, figures=f"{room / 1e6:,.0f} MB")
+            bar.update(lines["buffer"], completed=done)
 
         try:
             students = distil(
@@ -143,6 +153,7 @@ def run_distil(
                 folder=checkpoints,
                 resume=resume,
                 buffer_file=Path(buffer) if buffer else None,
+                on_buffer=on_buffer,
             )
             exported = export(work, students)
             line = bar.add_task(f"{team.name}: measure", total=3, figures="")

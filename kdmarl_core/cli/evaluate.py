@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from kdmarl_core.cli.common import (
     add_disturbance,
     add_json,
     add_seed,
+    console,
     disturbance,
     positive,
     print_json,
@@ -18,7 +20,9 @@ from kdmarl_core.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from kdmarl_core.bundle import Manifest
     from kdmarl_core.evaluate import Episode
+    from kdmarl_core.team import Team
 
 PLAYERS = ("students", "teacher", "random")
 
@@ -52,7 +56,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     team = load_team(arguments.team)
     default = [name for name in PLAYERS if not (team.lender and name == "teacher")]
     names = dict.fromkeys(arguments.players or default)
-    players = {name: _player(name, arguments, team) for name in names}
+    players = {name: _player(name, names, arguments, team) for name in names}
     env = team.task.make_reference()
     played: dict[str, list[Episode]] = {}
     with progress_bar() as bar:
@@ -102,7 +106,24 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         print(f"retention {percent(retention)}")
 
 
-def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
+def _note_other_teacher(
+    manifests: Sequence[Manifest], folder: Path, arguments: argparse.Namespace, team: Team
+) -> None:
+    """Say so if the students did not learn from the teacher whose score they are to retain."""
+    from kdmarl_core.teacher.teacher import find_teacher, read_card
+
+    name = arguments.teacher or team.teacher
+    sha256 = read_card(find_teacher(name)).weights_sha256
+    others = {m.teacher.sha256 for m in manifests} - {sha256}
+    if others:
+        console.print(
+            f"{folder}: distilled from teacher {', '.join(sorted(o[:12] for o in others))}, not "
+            f"from '{name}' ({sha256[:12]}), whose score is what retention is measured by",
+            soft_wrap=True,
+        )
+
+
+def _player(name: str, players: Collection[str], arguments: argparse.Namespace, team: Team) -> Any:
     from kdmarl_core.evaluate import BundlePlayer, RandomPlayer
     from kdmarl_core.files import bundles_folder
     from kdmarl_core.team import load_bundles
@@ -114,7 +135,10 @@ def _player(name: str, arguments: argparse.Namespace, team: Any) -> Any:
         folder = (
             Path(arguments.bundles) if arguments.bundles else bundles_folder(team.students.name)
         )
-        return BundlePlayer(load_bundles(team, folder), team, disturbance(arguments, team))
+        policies = load_bundles(team, folder)
+        if "teacher" in players:
+            _note_other_teacher([policy.manifest for policy in policies], folder, arguments, team)
+        return BundlePlayer(policies, team, disturbance(arguments, team))
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 

@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +34,7 @@ from kdmarl_core.teacher.teacher import Teacher, TeacherCard, read_tensors
 
 ENVS = 256
 ROLE_SAMPLES = 6000  # teacher embeddings from which roles are fitted
+_PLACES = torch.arange(8, dtype=torch.uint8)  # of bits in a byte
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,43 @@ class ExpertBuffer(NamedTuple):
     projection: Tensor  # U_T, [K, W]
     observation: Tensor  # [T, B, N, D] full observations; students cut out their own
     labels: Labels  # [T, B, ...]
-    # [T, B, N, D], which features were shown to a teacher that some are hidden from at random: its
-    # students must judge by the same. None of others, whose students can be shown anything.
-    visible: Tensor | None = None
+    # [T, B, N, D / 8], bits: which features were shown to a teacher that some are hidden from at
+    # random. Its students must judge by the same; None of others, whose can be shown anything.
+    shown: Tensor | None = None
 
 
 def plan_buffer(spec: TaskSpec, card: TeacherCard, steps: int, roles: int, seed: int) -> Origin:
-    """What a buffer of at least `steps` environment steps is made from."""
+    """What a buffer of at least `steps` environment steps is made from.
+
+    Raises:
+        UserError: it would take more than half of this machine's memory.
+    """
     whole = spec.episode_steps * ENVS
     planned = math.ceil(steps / whole) * whole
+    each, most = bytes_per_step(spec, card, roles), _machine_bytes() // 2
+    if planned * each > most:
+        raise UserError(
+            f"offline.buffer_steps: {steps} steps of {spec.name} take {planned * each / 1e9:,.1f} "
+            "GB, more than half of this machine's memory; give at most "
+            f"{most // each // whole * whole}"
+        )
     return Origin(spec.name, card.weights_sha256, planned, roles, seed, spec.fixture_sha256)
 
 
-def fill_buffer(task: Task, teacher: Teacher, card: TeacherCard, origin: Origin) -> ExpertBuffer:
-    """A buffer as planned: the teacher acts, drawn from its policy."""
+def fill_buffer(
+    task: Task,
+    teacher: Teacher,
+    card: TeacherCard,
+    origin: Origin,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> ExpertBuffer:
+    """A buffer as planned: the teacher acts, drawn from its policy; `report` counts rollouts."""
     horizon, roles, seed = task.spec.episode_steps, origin.roles, origin.seed
     collector = Collector(task.spec, task.make_batch(ENVS), horizon, seed, anew=True)
     policy = Acting(teacher, contextlib.nullcontext)
     rollouts = origin.steps // (horizon * ENVS)
-    observation, labels = _allocate(task.spec, horizon, rollouts * ENVS, roles)
-    projection, shown = None, []
+    observation, labels, shown = _allocate(task.spec, card, horizon, rollouts * ENVS, roles)
+    projection = None
     for number in range(rollouts):
         policy.begin(derive_seed(seed, 2, number))
         rollout = collector.collect(policy, number)
@@ -84,17 +104,31 @@ def fill_buffer(task: Task, teacher: Teacher, card: TeacherCard, origin: Origin)
         found = label(rollout, teacher, card, projection, visible)
         for kept, field in zip(labels, found, strict=True):
             kept[:, rows] = field
-        if visible is not None:
-            shown.append(visible.bool())
+        if shown is not None:
+            assert visible is not None
+            shown[:, rows] = packed(visible)
+        report(number + 1, rollouts)
     assert projection is not None
-    together = torch.cat(shown, 1) if shown else None
-    return ExpertBuffer(origin, projection, observation, labels, together)
+    return ExpertBuffer(origin, projection, observation, labels, shown)
 
 
-def bytes_per_step(spec: TaskSpec, roles: int) -> int:
-    """Memory that one environment step takes, where nothing is hidden at random."""
-    observation, labels = _allocate(spec, 1, 1, roles)
-    return sum(field.numel() * field.element_size() for field in (observation, *labels))
+def bytes_per_step(spec: TaskSpec, card: TeacherCard, roles: int) -> int:
+    """Memory that one environment step of this teacher takes."""
+    observation, labels, shown = _allocate(spec, card, 1, 1, roles)
+    fields = (observation, *labels) if shown is None else (observation, *labels, shown)
+    return sum(field.nbytes for field in fields)
+
+
+def packed(visible: Tensor) -> Tensor:
+    """Zeros and ones [..., D] as bits, [..., D / 8], the first one lowest."""
+    bits = torch.nn.functional.pad(visible.to(torch.uint8), (0, -visible.shape[-1] % 8))
+    by_byte = bits.view(*visible.shape[:-1], -1, 8)
+    return (by_byte << _PLACES).sum(-1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor, features: int) -> Tensor:
+    """What `packed` was given, [..., D]."""
+    return ((bits[..., None] >> _PLACES) & 1).flatten(-2)[..., :features].float()
 
 
 def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
@@ -103,8 +137,8 @@ def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
         "projection": buffer.projection,
         "observation": buffer.observation,
     }
-    if buffer.visible is not None:
-        tensors["visible"] = buffer.visible
+    if buffer.shown is not None:
+        tensors["shown"] = buffer.shown
     origin = json.dumps(dataclasses.asdict(buffer.origin))
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {"origin": origin})
@@ -130,9 +164,12 @@ def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> Ex
                 f"{path}: {name}: the expert buffer was made with '{is_}', not with '{should}'; "
                 "name another --buffer file, or remove this one"
             )
-    observation, labels = _allocate(spec, 1, 1, roles)
+    observation, labels, shown = _allocate(spec, card, 1, 1, roles)
     sequences = origin.steps // spec.episode_steps
-    for name, example in {"observation": observation, **labels._asdict()}.items():
+    examples = {"observation": observation, **labels._asdict()}
+    if shown is not None:
+        examples["shown"] = shown
+    for name, example in examples.items():
         shape = (spec.episode_steps, sequences, *example.shape[2:])
         held = tensors.get(name)
         if held is None or (held.shape, held.dtype) != (shape, example.dtype):
@@ -144,13 +181,23 @@ def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> Ex
     if "projection" not in tensors:
         raise UserError(f"{path}: projection: missing; remove the file, it will be made again")
     fields = {name: tensors[name] for name in Labels._fields}
-    visible = tensors.get("visible")
     return ExpertBuffer(
-        origin, tensors["projection"], tensors["observation"], Labels(**fields), visible
+        origin,
+        tensors["projection"],
+        tensors["observation"],
+        Labels(**fields),
+        None if shown is None else tensors["shown"],
     )
 
 
-def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[Tensor, Labels]:
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _allocate(
+    spec: TaskSpec, card: TeacherCard, steps: int, sequences: int, roles: int
+) -> tuple[Tensor, Labels, Tensor | None]:
+    """Room for observations, labels and, where the teacher is shown features at random, those."""
     agents, actions = spec.num_agents, spec.num_actions
 
     def empty(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -166,7 +213,11 @@ def _allocate(spec: TaskSpec, steps: int, sequences: int, roles: int) -> tuple[T
         cosines=empty(agents * (agents - 1) // 2),
         roles=empty(agents, roles),
     )
-    return empty(agents, spec.observation_size), labels
+    sensed = (card.restriction or {}).values()
+    shown = None
+    if any(agent.random_features for agent in sensed):
+        shown = empty(agents, math.ceil(spec.observation_size / 8), dtype=torch.uint8)
+    return empty(agents, spec.observation_size), labels, shown
 
 
 def _fit_roles(teacher: Teacher, inputs: Tensor, begins: Tensor, roles: int, seed: int) -> Tensor:

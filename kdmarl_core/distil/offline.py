@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdmarl_core.distil.expert_buffer import ExpertBuffer
+from kdmarl_core.distil.expert_buffer import ExpertBuffer, unpacked
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.losses import Terms
 from kdmarl_core.distil.messages import draw_delivery
@@ -42,11 +42,12 @@ def _draw(learner: Learner, buffer: ExpertBuffer, steps: int, generator: torch.G
         return field[:, index] if step is None else field[step, index][None]
 
     labels = Labels(*map(drawn, buffer.labels))
-    if buffer.visible is None:
+    observation = drawn(buffer.observation).float()
+    if buffer.shown is None:
         visible = _visible(learner, labels.begins, generator)
     else:
-        visible = drawn(buffer.visible)
-    inputs = students.restriction.inputs(drawn(buffer.observation).float(), visible)
+        visible = unpacked(drawn(buffer.shown), observation.shape[-1])
+    inputs = students.restriction.inputs(observation, visible)
     delivery = None
     if students.wiring:
         delivery = draw_delivery(students.wiring, labels.begins, generator)

@@ -116,6 +116,7 @@ def distil(
     folder: Path,
     resume: bool = False,
     buffer_file: Path | None = None,
+    on_buffer: Callable[[int, int], None] = lambda done, of: None,
 ) -> StudentTeam:
     """Train a team's students (Algorithm 1): offline phase, then on-policy phase.
 
@@ -126,6 +127,7 @@ def distil(
             of the students is kept.
         resume: go on from the folder's checkpoint, if there is one.
         buffer_file: an expert buffer to read, or to write if there is none yet.
+        on_buffer: called while it is filled, with rollouts done and of how many.
 
     Raises:
         UserError: a loss is not finite, and the checkpoint is what was good last; or checkpoint or
@@ -142,7 +144,7 @@ def distil(
     kept = None
     if buffer_file is not None and buffer_file.exists():
         kept = load_buffer(buffer_file, team.task.spec, work.lessons.card, recipe.roles)
-    planned = _planned_buffer(work)
+    planned = planned_buffer(work)
     origin = kept.origin if kept else planned
     if origin.steps < planned.steps:
         raise UserError(
@@ -152,7 +154,7 @@ def distil(
     run = Run(folder, learner.learned, learner.optimizer, work.identity(origin), seed)
     if resume and run.path.is_file():
         run.resume()
-    buffer = kept or fill_buffer(team.task, *work.lessons, origin)
+    buffer = kept or fill_buffer(team.task, *work.lessons, origin, on_buffer)
     if buffer_file is not None and kept is None:
         save_buffer(buffer, buffer_file)
     on_policy = OnPolicy(
@@ -186,7 +188,8 @@ def discard(folder: Path) -> None:
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _planned_buffer(work: Work) -> Origin:
+def planned_buffer(work: Work) -> Origin:
+    """What the expert buffer of some work is made from; errors as `plan_buffer`."""
     steps, roles = work.recipe.offline.buffer_steps, work.recipe.roles
     return plan_buffer(
         work.team.task.spec, work.lessons.card, steps, roles, derive_seed(work.seed, 11)

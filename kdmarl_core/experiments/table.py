@@ -64,7 +64,7 @@ def bound_retention(cells: RowCells) -> Interval | None:
 
 def raw_ratio(student: float, teacher: float) -> float | None:
     """The ratio that the source prints: of scores, or of losses where both are negative."""
-    if student > 0 < teacher:
+    if student >= 0 < teacher:
         return student / teacher
     return teacher / student if student < 0 > teacher else None
 

@@ -170,3 +170,14 @@ def start_shared_node(tmp_path_factory):
     """As `starting_nodes`, until the module ends."""
     with starting_nodes(tmp_path_factory.mktemp("nodes")) as start:
         yield start
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """Options that wait for processes that a busy machine lets wait."""
+    values = {"/**/policy": {"ros__parameters": {"robot_type": "slow", "timeout_s": 30.0}}}
+    (tmp_path / "robots" / "types").mkdir(parents=True)
+    write_yaml(tmp_path / "robots" / "all.yaml", values)
+    of_type = {"/**/policy": {"ros__parameters": {"sensor_reliability": "reliable"}}}
+    write_yaml(tmp_path / "robots" / "types" / "slow.yaml", of_type)
+    return ["--robots", str(tmp_path / "robots"), "--step-deadline-s", "30"]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ros
 TIMEOUT_S = 0.5
 
 
-def test_hosted_robots_act_as_offline(domain, write_bundles, kdmarl, tmp_path):
+def test_hosted_robots_act_as_offline(domain, write_bundles, kdmarl, patient, tmp_path):
     """Five with memory fly three students; those of one student are thought about together."""
     student = {"network": "gru", "width": 16}
     lender = write_yaml(
@@ -35,7 +35,7 @@ def test_hosted_robots_act_as_offline(domain, write_bundles, kdmarl, tmp_path):
     bundles = write_bundles(load_team(str(lender)))
     ended = kdmarl(
         "swarm", "--team", str(path), "--bundles", str(bundles), "--episodes", "2", "--hosted",
-        "--output", "flown",
+        "--output", "flown", *patient,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     team = load_team(str(path))

@@ -35,17 +35,6 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def patient(tmp_path):
-    """Options that wait for processes that a busy machine lets wait."""
-    values = {"/**/policy": {"ros__parameters": {"robot_type": "slow", "timeout_s": 30.0}}}
-    (tmp_path / "robots" / "types").mkdir(parents=True)
-    write_yaml(tmp_path / "robots" / "all.yaml", values)
-    of_type = {"/**/policy": {"ros__parameters": {"sensor_reliability": "reliable"}}}
-    write_yaml(tmp_path / "robots" / "types" / "slow.yaml", of_type)
-    return ["--robots", str(tmp_path / "robots"), "--step-deadline-s", "30"]
-
-
 PLAIN = {"base": "simple_spread"}
 # Robots that remember, and to which other features are hidden in every episode.
 RECURRENT = {
