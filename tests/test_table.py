@@ -254,6 +254,11 @@ def test_ablation(table, tmp_path):
         assert variant in done.out
     kept = list((tmp_path / "work" / "results" / "mpe_simple_spread").glob("ablation-*.json"))
     assert len(kept) == 4
+    figures = json.loads(table("--json", command="ablation").out)
+    assert [line["variant"] for line in figures][:2] == ["all terms", "without kl"]
+    assert figures[0]["change"] is None
+    full, without = (line["retention"]["value"] for line in figures[:2])
+    assert figures[1]["change"]["value"] == pytest.approx(without - full)
     inputs = {path.stem.split("-")[2]: json.loads(path.read_text())["inputs"] for path in kept}
     weights = inputs["without_kl"]["recipe"]["on_policy"]["weights"]
     assert weights["kl"] == 0
@@ -317,6 +322,15 @@ def test_messages(table, tmp_path):
     assert "| 3 int4, once | 12 | 120 |" in text
     assert "| 2 int8, all lost | 16 | 160 |" in text
     assert (page.parent / "images" / "messages_blind.png").stat().st_size > 1000
+    figures = json.loads(table("--json", command="messages").out)
+    assert {line["variant"]: line["bits_per_step"] for line in figures} == {
+        "silent": 0,
+        "2 int8": 16,
+        "2 int8, all lost": 16,
+        "2 int8, 2 steps late": 16,
+        "3 int4, once": 12,
+    }
+    assert all(len(line["scores"]) == 1 for line in figures)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}
     assert table(*asked, command="messages").code == 0
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}

@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import print_table, progress_bar
+from kdmarl_core.cli.common import print_json, print_table, progress_bar
 from kdmarl_core.cli.table import (
     PAGE,
     add_cell_options,
@@ -18,7 +18,9 @@ from kdmarl_core.cli.table import (
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.run import Work
+    from kdmarl_core.experiments.ablation import Distilled
     from kdmarl_core.experiments.cells import Cell
+    from kdmarl_core.experiments.plan import Plan
 
 HEADER = ("variant", "score", "seeds", "retention %", "change in points")
 
@@ -38,6 +40,7 @@ def add_command(commands: Any) -> None:
 def ablation_command(arguments: argparse.Namespace) -> None:
     """Compute what is asked for, then print what there is."""
     from kdmarl_core.errors import unknown
+    from kdmarl_core.experiments.ablation import figures, page_rows
     from kdmarl_core.experiments.plan import load_plan
     from kdmarl_core.experiments.table import markdown, put_between
 
@@ -46,27 +49,36 @@ def ablation_command(arguments: argparse.Namespace) -> None:
     for name in arguments.teams:
         if name not in plan.ablation.teams:
             raise unknown("team", name, plan.ablation.teams)
-    tables = {}
     with progress_bar() as bar:
-        for name in arguments.teams or plan.ablation.teams:
-            tables[name] = _table(name, plan, arguments, bar)
-    for name, lines in tables.items():
-        print_table(name, HEADER, lines)
+        by_team = {
+            name: _variants(name, plan, arguments, bar)
+            for name in arguments.teams or plan.ablation.teams
+        }
+    if arguments.json:
+        print_json([line for name, found in by_team.items() for line in figures(name, *found)])
+    tables = {
+        name: page_rows(variants, *known)
+        for name, (variants, *known) in by_team.items()
+        if any(variant.students for variant in variants)
+    }
+    if not arguments.json:
+        for name, lines in tables.items():
+            print_table(name, HEADER, lines)
     if arguments.write:
-        parts = [
-            markdown(f"Ablation, {name}", lines, HEADER) for name, lines in tables.items() if lines
-        ]
+        parts = [markdown(f"Ablation, {name}", lines, HEADER) for name, lines in tables.items()]
         put_between(PAGE, "ablation", "\n".join(parts))
 
 
-def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> list[list[str]]:
-    """Printed rows of a team; none where nothing has been distilled."""
+def _variants(
+    name: str, plan: Plan, arguments: argparse.Namespace, bar: Any
+) -> tuple[list[Distilled], Cell | None, Cell | None]:
+    """A team's variants, and the cells of teacher and random actions."""
     import torch
 
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
-    from kdmarl_core.experiments.ablation import Distilled, page_rows
+    from kdmarl_core.experiments.ablation import Distilled
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
 
@@ -98,7 +110,7 @@ def _table(name: str, plan: Any, arguments: argparse.Namespace, bar: Any) -> lis
                 )
             )
         found.append(Distilled(title, tuple(cell for cell in students if cell is not None)))
-    return page_rows(found, *known) if any(variant.students for variant in found) else []
+    return found, *known
 
 
 def _distil(work: Work, inputs: dict[str, Any], folder: Path, bar: Any, line: Any) -> Cell:

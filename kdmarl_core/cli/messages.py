@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import print_table, progress_bar
+from kdmarl_core.cli.common import print_json, print_table, progress_bar
 from kdmarl_core.cli.table import (
     PAGE,
     add_cell_options,
@@ -62,9 +62,18 @@ def messages_command(arguments: argparse.Namespace) -> None:
     parts = []
     with progress_bar() as bar:
         tables = {name: _team(name, plan, arguments, bar) for name in teams}
+    if arguments.json:
+        print_json(
+            [
+                line
+                for name, (found, (teacher, random, _), _) in tables.items()
+                for line in messages.figures(name, found, teacher, random)
+            ]
+        )
     for name, (found, given_cells, picture) in tables.items():
         teacher, random, bound = given_cells
-        print_table(name, messages.HEADER, messages.page_rows(found, teacher, random))
+        if not arguments.json:
+            print_table(name, messages.HEADER, messages.page_rows(found, teacher, random))
         there = [played for played in found if played.students]
         if there:
             lines = messages.page_rows(there, teacher, random)

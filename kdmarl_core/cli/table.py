@@ -49,7 +49,6 @@ def add_command(commands: Any) -> None:
         "students, bounds, assisted (students of the bounds' policies)",
     )
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
-    add_json(parser)
     parser.set_defaults(command=table_command)
 
 
@@ -59,6 +58,7 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", default="results", help="default results")
     parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
     add_threads(parser)
+    add_json(parser)
 
 
 def refuse_partial_page(arguments: argparse.Namespace, *options: str) -> None:

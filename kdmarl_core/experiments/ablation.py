@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdmarl_core.experiments import scores
 from kdmarl_core.experiments.cells import Cell
@@ -48,6 +48,29 @@ def page_rows(
             ]
         )
     return lines
+
+
+def figures(
+    team: str, variants: Sequence[Distilled], teacher: Cell | None, random: Cell | None
+) -> list[dict[str, Any]]:
+    """The same for programs, where students have been distilled."""
+    found = []
+    for variant in variants:
+        if not variant.students:
+            continue
+        kept, change = scores.retention(variant.students, teacher, random), None
+        if teacher and random and variant is not variants[0]:
+            change = change_of_retention(variant, variants[0], teacher, random)
+        found.append(
+            {
+                "team": team,
+                "variant": variant.name,
+                "scores": [float(cell.scores.mean()) for cell in variant.students],
+                "retention": kept and kept._asdict(),
+                "change": change and change._asdict(),
+            }
+        )
+    return found
 
 
 def _scores(variant: Distilled) -> list[Returns]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdmarl_core.bundle import FORMATS, UNDISTURBED, Disturbance
 from kdmarl_core.experiments import scores
@@ -76,6 +76,25 @@ def page_rows(
             ]
         )
     return lines
+
+
+def figures(
+    team: str, found: Sequence[Played], teacher: Cell | None, random: Cell | None
+) -> list[dict[str, Any]]:
+    """The same for programs, where students have been distilled."""
+    return [
+        {
+            "team": team,
+            "variant": played.case.name,
+            "bits_per_step": played.bits_per_step,
+            "bits_per_second": played.bits_per_second,
+            "scores": [float(cell.scores.mean()) for cell in played.students],
+            "retention": kept and kept._asdict(),
+        }
+        for played in found
+        for kept in [scores.retention(played.students, teacher, random)]
+        if played.students
+    ]
 
 
 def draw(
