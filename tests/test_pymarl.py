@@ -280,3 +280,101 @@ def test_smac_with_everything(smacv2, refusal):
     reference = task.make_reference()
     reference.reset(0)
     assert not reference.step([STOP] * 3).done
+
+
+# SMAClite
+
+SMACLITE_ENV = '''
+import numpy as np
+
+
+class SMACliteEnv:
+    """What SMAClite's class has, and no more."""
+
+    def __init__(self, map_info, seed=None, use_cpp_rvo2=False):
+        self.n_agents, self.n_enemies = map_info.allies, 2
+        self.n_actions, self.enemy_feat_size, self.ally_feat_size = 8, 6, 5
+        self.obs_size = 4 + 2 * 6 + (self.n_agents - 1) * 5 + 3
+        self.state_size = 9
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return self.get_obs(), {}
+
+    def step(self, actions):
+        assert all(type(action) is int for action in actions)
+        self.steps += 1
+        won = actions == [6] * self.n_agents
+        return self.get_obs(), float(won), won, False, {"battle_won": won}
+
+    def get_obs(self):
+        return tuple(np.arange(self.obs_size, dtype=np.float32) for _ in range(self.n_agents))
+
+    def get_state(self):
+        return np.zeros(self.state_size, np.float32)
+
+    def get_avail_actions(self):
+        return [np.eye(self.n_actions)[1] + np.eye(self.n_actions)[6]] * self.n_agents
+
+    def close(self):
+        pass
+'''
+SMACLITE_MAPS = """
+from enum import Enum
+from types import SimpleNamespace
+
+
+class MapPreset(Enum):
+    SMALL = SimpleNamespace(name="2s3z", allies=3)
+"""
+
+
+@pytest.fixture
+def smaclite(tmp_path, monkeypatch):
+    """A package that is laid out as SMAClite is."""
+    maps = tmp_path / "smaclite" / "env" / "maps"
+    maps.mkdir(parents=True)
+    for folder in (maps, *list(maps.parents)[:2]):
+        (folder / "__init__.py").write_text("")
+    (maps.parent / "__init__.py").write_text(SMACLITE_ENV)
+    (maps / "map.py").write_text(SMACLITE_MAPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "smaclite"]:
+        del sys.modules[name]
+
+
+def test_smaclite(smaclite, refusal):
+    """Its features are SMAC's; what it does not tell of itself follows from them."""
+    task = make_task("smaclite/2s3z?episode_limit=4")
+    blocks = task.spec.agents[0].blocks
+    assert [(block.name, block.size) for block in blocks] == [
+        ("move", 4),
+        ("enemies", 12),
+        ("allies", 10),
+        ("own", 3),
+    ]
+    assert task.spec.agents[0].actions[-3:] == ("west", "target_0", "target_1")
+    assert (task.spec.num_agents, task.spec.episode_steps, task.spec.can_be_won) == (3, 4, True)
+    reference = task.make_reference()
+    reference.reset(0)
+    assert [reference.step([STOP] * 3).done for _ in range(4)] == [False] * 3 + [True]
+    reference.reset(1)
+    ended = reference.step([6] * 3)
+    assert (ended.done, ended.label, ended.reward) == (True, "won", 1.0)
+    assert make_task("smaclite/2s3z").spec.episode_steps == 150
+    for name, words in (
+        ("smaclite/2s3x", "unknown map '2s3x'; did you mean 2s3z?"),
+        ("smaclite/2s3z?episode_limit=0", "option 'episode_limit': 0 is no number of steps"),
+        ("smaclite/2s3z?speed=2", "speed"),
+    ):
+        message = refusal(make_task, name, "team.yaml: task")
+        assert message.startswith(f"team.yaml: task: {name}: ")
+        assert words in message
+
+
+def test_smaclite_that_is_not_installed(refusal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "smaclite", None)
+    message = refusal(make_task, "smaclite/2s3z", "team.yaml: task")
+    for word in ("SMAClite", "cannot be imported", "uoe-agents/smaclite", "smax/"):
+        assert word in message

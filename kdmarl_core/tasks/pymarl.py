@@ -2,7 +2,8 @@
 
 `pymarl/<module>:<class>[?<option>=<value>&...]` with the constructor's options, for example
 `pymarl/smacv2.env:StarCraft2Env?map_name=3m&difficulty=8`. `smac/<map>[?...]` is `StarCraft2Env`
-on a map of SMAC, from smacv2 or, if only that is installed, from SMAC.
+on a map of SMAC, from smacv2 or, if only that is installed, from SMAC. `smaclite/<map>[?...]` is
+SMAClite on one of its own maps: it lacks the interface's `get_env_info` and a longest episode.
 
 EPyMARL's dialect is understood, too: `reset` with a seed, `step` with five results.
 
@@ -16,10 +17,12 @@ give the same run at best, not the same episode.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,8 @@ FEATURES = {
     "allies": ("get_obs_ally_feats_size", "allies in sight, in shares of the sight range"),
     "own": ("get_obs_own_feats_size", "own health, shield, unit type"),
 }
+SMACLITE_STEPS = 150  # of its longest episode, as EPyMARL's examples have it
+SMACLITE_DIRECTIONS = 4
 MOVES = ("noop", "stop", "north", "south", "east", "west")  # SMAC's first actions
 
 
@@ -86,6 +91,56 @@ def make_smac(name: str, where: str) -> Task:
         raise unknown("map", map_name, maps.get_smac_map_registry(), where)
     factory = import_callable(f"{package}.env", "StarCraft2Env", where)
     return _task(name, factory, {"map_name": map_name} | options, where)
+
+
+def make_smaclite(name: str, where: str) -> Task:
+    """The task `smaclite/<map>` of that name; the option `episode_limit` is in steps.
+
+    Raises:
+        UserError: SMAClite is missing, or there is no such map or option.
+    """
+    map_name, options = split_options(name.partition("/")[2], where)
+    try:
+        maps = importlib.import_module("smaclite.env.maps.map")
+    except ImportError as error:
+        raise UserError(
+            f"{where}: SMAClite cannot be imported ({error}); pip install it from its repository, "
+            "uoe-agents/smaclite, or choose a task of smax/, which needs nothing more"
+        ) from None
+    presets = {preset.value.name: preset.value for preset in maps.MapPreset}
+    if map_name not in presets:
+        raise unknown("map", map_name, presets, where)
+    limit = options.pop("episode_limit", SMACLITE_STEPS)
+    if not (isinstance(limit, int) and limit > 0):
+        raise UserError(
+            f"{where}: option 'episode_limit': {limit} is no number of steps; give one"
+        )
+    make_env = import_callable("smaclite.env:SMACliteEnv", "", where)
+
+    def factory(seed: int, **given: Any) -> Any:
+        env = make_env(map_info=presets[map_name], seed=seed, **given)
+        return _with_sizes(env, limit)
+
+    return _task(name, factory, options, where)
+
+
+def _with_sizes(env: Any, episode_limit: int) -> Any:
+    """SMAClite's environment with what it lacks of the interface; its features are SMAC's."""
+    info = {
+        "n_agents": env.n_agents,
+        "n_actions": env.n_actions,
+        "obs_shape": env.obs_size,
+        "state_shape": env.state_size,
+        "episode_limit": episode_limit,
+    }
+    enemies, allies = env.n_enemies * env.enemy_feat_size, (env.n_agents - 1) * env.ally_feat_size
+    parts = {"move": SMACLITE_DIRECTIONS, "enemies": enemies, "allies": allies}
+    parts["own"] = env.obs_size - sum(parts.values())
+    for part, size in parts.items():
+        setattr(env, FEATURES[part][0], partial(int, size))
+    env.n_actions_no_attack = len(MOVES)
+    env.get_env_info = lambda: info
+    return env
 
 
 def _starcraft_package(where: str) -> str:

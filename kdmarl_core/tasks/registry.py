@@ -25,6 +25,7 @@ OPEN_FAMILIES: Mapping[str, OpenFamily] = {
     "pettingzoo": OpenFamily("pettingzoo/<module>[:<callable>]", pettingzoo.make),
     "pymarl": OpenFamily("pymarl/<module>:<class>", pymarl.make),
     "smac": OpenFamily("smac/<map>", pymarl.make_smac),
+    "smaclite": OpenFamily("smaclite/<map>", pymarl.make_smaclite),
 }
 
 
