@@ -86,11 +86,12 @@ class StackedGru(nn.Module):
     def step(self, projected: Tensor, state: Tensor) -> Tensor:
         """The state [N, W, B] after one step, from `project` and the state before."""
         recurrent = torch.baddbmm(self.state_bias, self.state_weight, state)
-        width = self.width
-        gates = torch.sigmoid(projected[:, : 2 * width] + recurrent[:, : 2 * width])
-        reset, update = gates[:, :width], gates[:, width:]
-        new = torch.tanh(projected[:, 2 * width :] + reset * recurrent[:, 2 * width :])
-        return torch.lerp(new, state, update)
+        # Splits, not slices: the gradient of all parts of one is one concatenation.
+        both, one = 2 * self.width, self.width
+        given, given_new = torch.split(projected, [both, one], 1)
+        known, known_new = torch.split(recurrent, [both, one], 1)
+        reset, update = torch.split(torch.sigmoid(given + known), one, 1)
+        return torch.lerp(torch.tanh(given_new + reset * known_new), state, update)
 
     def of_robot(self, robot: int) -> GruWeights:
         """Weights [W, 3 W] and biases [3 W] of inputs and state, without padding."""
