@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -316,3 +317,16 @@ def make_learner(students, recipe):
     """A learner for students."""
     heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
     return Learner(students, heads, recipe)
+
+
+def interrupting(function, at):
+    """The function, but Ctrl-C is pressed during its call of that number."""
+    calls = []
+
+    def wrapped(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments)
+
+    return wrapped

@@ -14,6 +14,7 @@ from helpers import (
     TASK,
     TEAM_FILE,
     changed,
+    interrupting,
     make_learner,
     make_teacher,
     write_teacher,
@@ -186,19 +187,6 @@ def test_a_buffer_is_written_once_and_then_read(distil_command, tmp_path, straig
     assert file.read_bytes() == content
     assert models(tmp_path / "work" / "written") == straight
     assert models(tmp_path / "work" / "read") == straight
-
-
-def interrupting(function, at):
-    """The function, but Ctrl-C is pressed during its call of that number."""
-    calls = []
-
-    def wrapped(*arguments):
-        calls.append(arguments)
-        if len(calls) == at:
-            signal.raise_signal(signal.SIGINT)
-        return function(*arguments)
-
-    return wrapped
 
 
 def test_an_interrupted_command_goes_on(distil_command, tmp_path, straight, monkeypatch):

@@ -12,10 +12,13 @@ from helpers import (
     TEAM_FILE,
     TRAINING_RECIPE,
     changed,
+    interrupting,
     write_teacher,
     write_yaml,
 )
 
+from kdmarl_core.distil import run as distil_run
+from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.experiments import cells
 from kdmarl_core.files import share_folder
 from kdmarl_core.metrics import normalised_retention
@@ -224,6 +227,25 @@ def test_what_was_distilled_outlives_a_cell_that_cannot_be_written(table, tmp_pa
     write_yaml(tmp_path / "distil.yaml", changed(recipe, "on_policy.iterations", 1))
     assert table(*asked).code == 0
     assert list((tmp_path / "work").glob(checkpoint)) == [kept]
+
+
+def test_an_interrupted_table_goes_on(table, tmp_path, monkeypatch):
+    asked = ("--settings", "FO", "--seeds", "1", "--compute", "students", "--json")
+    work = tmp_path / "work"
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 2))
+        stopped = table(*asked)
+    assert stopped.code == 130
+    assert not list(work.glob("results/*/*"))
+    [kept] = work.glob("runs/table/*/checkpoint.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "learn_offline", None)  # its two updates are done
+        assert table(*asked).code == 0
+    assert not kept.exists()
+    assert table("--results", "others", *asked).code == 0  # without interruption
+    cell = "mpe_simple_spread/FO-students-0.json"
+    found, expected = (json.loads((work / f / cell).read_text()) for f in ("results", "others"))
+    assert found["returns"] == expected["returns"]
 
 
 def test_cells_of_another_opponent_are_not_used(tmp_path):
