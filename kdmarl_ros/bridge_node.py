@@ -46,7 +46,6 @@ from kdmarl_ros.spin import main as spin_main
 
 REPEAT_AFTER_S = 0.1
 DIAGNOSTICS_PERIOD_S = 1.0
-RECORDER_WAIT_S = 5.0
 STATUS_COLOURS = {
     AgentAction.STATUS_POLICY: POLICY,
     AgentAction.STATUS_SAFE: SAFE,
@@ -178,7 +177,7 @@ class BridgeNode(Node):
     # Playing
 
     def _await_recorder(self, stop: Stop) -> None:
-        give_up_s = time.monotonic() + RECORDER_WAIT_S
+        give_up_s = time.monotonic() + peers.DISCOVERY_S
         while not stop.requested and not all(link.present(listeners=2) for link in self._links):
             if time.monotonic() > give_up_s:
                 self.get_logger().warning("no recorder listens: the beginning is not recorded")

@@ -13,6 +13,9 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+# After which peers of this machine are in the graph: each says every 3 s that it is there, and on
+# a busy machine one such announcement is missed.
+DISCOVERY_S = 10.0
 UNKNOWN = "_NODE_NAME_UNKNOWN_"  # an endpoint that is known before its node is
 
 

@@ -63,9 +63,6 @@ LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
 REAL_SENSOR_HZ = 1000.0  # as many as the fastest sensors of real robots send, whatever the period
 LINKED_EVERY_S = 0.05
-# After which peers of this machine are in the graph: each says every 3 s that it is there, and on
-# a busy machine one such announcement is missed.
-DISCOVERY_S = 10.0
 # What of a manifest a reload may not change.
 INTERFACE = (
     "task",
@@ -87,7 +84,7 @@ class PolicyNode(ManagedNode):
     ) -> None:
         """As `ManagedNode`."""
         super().__init__(topics.POLICY_NODE, arguments, group)
-        self._knows_peers_s = time.monotonic() + DISCOVERY_S
+        self._knows_peers_s = time.monotonic() + peers.DISCOVERY_S
         self._given = declare(self, PolicyParameters, arguments)
         self._namespace = self.get_namespace().strip("/")
         self._runtime: PolicyRuntime | None = None
@@ -209,7 +206,7 @@ class PolicyNode(ManagedNode):
         Whoever waits for the robots, to begin with all of them, waits for the models that fly: by
         then messages go through. A peer that is not there is not waited for.
         """
-        self._linked_by_s = time.monotonic() + DISCOVERY_S
+        self._linked_by_s = time.monotonic() + peers.DISCOVERY_S
         self._stop_linking = self._every(LINKED_EVERY_S, self._on_linked)
         self._entities.append(self._stop_linking)
         self._on_linked()
