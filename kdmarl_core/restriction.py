@@ -64,8 +64,9 @@ class Restriction(nn.Module):
         share = torch.rand(shape[:2], generator=generator)
         number = low + (share * (high + 1 - low)).long()
         order = torch.rand(shape, generator=generator).masked_fill_(~drawable, 2.0)
-        rank = order.argsort(-1).argsort(-1)
-        drawn = (rank < number[..., None]) & drawable
+        first = order.topk(min(int(high.max()), shape[-1]), largest=False).indices
+        taken = torch.arange(first.shape[-1]) < number[..., None]
+        drawn = torch.zeros(shape, dtype=torch.bool).scatter_(-1, first, taken) & drawable
         return drawn.to(always.dtype) + always
 
     def inputs(self, observation: Tensor, visible: Tensor | None) -> Tensor:
