@@ -32,7 +32,9 @@ from kdmarl_ros import qos, topics
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage, StepResult
 
 Stamp = tuple[int, int]  # episode, step
-Peers = dict[str, tuple[int, str]]  # who tells how many values, in which format
+Peers = dict[
+    str, tuple[int, str, str]
+]  # who tells how many values, in which format, learned where
 EPISODE_STEPS = 25
 WARM_UP_STEPS = 100
 SETTLE_S = 1.0  # both ends of a topic do not find each other at the same moment
@@ -93,10 +95,12 @@ class _Link:
                     PeerMessage, topics.of_robot(peer, topics.MESSAGE), qos.MESSAGE
                 ),
                 PeerMessage(
-                    bits=FORMATS[form].bits, data=encode(np.zeros(size, np.float32), form)
+                    training=int(training, 16),
+                    bits=FORMATS[form].bits,
+                    data=encode(np.zeros(size, np.float32), form),
                 ),
             )
-            for peer, (size, form) in (peers or {}).items()
+            for peer, (size, form, training) in (peers or {}).items()
         ]
 
     def present(self) -> bool:
@@ -250,7 +254,9 @@ def main() -> None:
     parser.add_argument("role", choices=("robot", "driver", "probe"))
     parser.add_argument("layout", type=json.loads, help="robot -> block -> number of values")
     parser.add_argument("count", type=int, nargs="?", default=0, help="steps or round trips")
-    parser.add_argument("--peers", type=json.loads, help="robot -> peer -> [size, format]")
+    parser.add_argument(
+        "--peers", type=json.loads, help="robot -> peer -> [size, format, training]"
+    )
     arguments = parser.parse_args()
     rclpy.init()
     executor = SingleThreadedExecutor()

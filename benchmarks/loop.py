@@ -153,7 +153,9 @@ def _latencies(deployment: Deployment, trips: int) -> Round:
     robot = deployment.team.robots[0]
     [(policy, blocks)] = layout_of([robot]).items()
     echo = f"{policy}_echo"
-    peers = {policy: {peer.robot: (peer.size, peer.format) for peer in robot.peers}}
+    peers = {
+        policy: {peer.robot: (peer.size, peer.format, robot.training) for peer in robot.peers}
+    }
     nodes = [deployment.robots[0].command(), echo_command("robot", {echo: blocks})]
     with running(nodes):
         probe = echo_command(

@@ -15,6 +15,7 @@ from kdmarl_core.bundle import (
     MANIFEST,
     NO_TRUST,
     BundlePolicy,
+    Manifest,
     MessageEntry,
     PeerEntry,
     Trust,
@@ -94,11 +95,24 @@ class MessageSpec:
         check_at_most(LONGEST_HOLD, self, "hold_steps")
         if (self.size == 0) != (not self.to):
             remedy = "give a size of at least 1, or no receivers ([])" if self.to else "name some"
-            raise UserError(f"size: {self.size} with receivers {self.to or 'none'}; {remedy}")
+            to = self.to if isinstance(self.to, str) else ", ".join(self.to)
+            raise UserError(f"size: {self.size} with receivers {to or 'none'}; {remedy}")
         check_at_least(1, self, "delay_steps")
-        if self.hold_steps < max(self.delays):
+        least, most = self.delays
+        if not least <= self.delay_steps <= most:
             raise UserError(
-                f"hold_steps: {self.hold_steps} is below the delay of {max(self.delays)} steps: "
+                f"delay_steps: {self.delay_steps} is not among the {least} to {most} of "
+                "training.delay_steps: students would fly what they were not trained for; "
+                "correct one of them"
+            )
+        if self.format not in self.formats:
+            raise UserError(
+                f"format: {self.format} is not among training.formats {list(self.formats)}: "
+                "students would fly what they were not trained for; add it there"
+            )
+        if self.hold_steps < most:
+            raise UserError(
+                f"hold_steps: {self.hold_steps} is below the delay of {most} steps: "
                 "every message would be too old; raise it"
             )
 
@@ -427,10 +441,12 @@ def load_bundles(
             another robot, task or sensors.
     """
     refuse_missing_bundles(team, folder)
-    return [
+    policies = [
         _load_bundle(robot, team, folder / robot.bundle, trust.get(robot.name, NO_TRUST))
         for robot in team.robots
     ]
+    _refuse_mixed_trainings([policy.manifest for policy in policies], folder)
+    return policies
 
 
 def refuse_missing_bundles(team: Team, folder: Path) -> None:
@@ -469,6 +485,18 @@ def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> Bundle
                 f"{robot.name}; distil the team again"
             )
     return policy
+
+
+def _refuse_mixed_trainings(manifests: Sequence[Manifest], folder: Path) -> None:
+    """Raise a `UserError` if robots that tell each other anything were not distilled together."""
+    talking = [manifest for manifest in manifests if manifest.message or manifest.peers]
+    for manifest in talking:
+        if manifest.training != talking[0].training:
+            raise UserError(
+                f"{folder / manifest.robot / MANIFEST}: training: {manifest.training} is not the "
+                f"{talking[0].training} of {talking[0].robot}: what they tell each other means "
+                "something else; copy all bundles of one 'kdmarl distil'"
+            )
 
 
 def _told(message: MessageEntry | MessageSpec | None) -> str:

@@ -42,7 +42,7 @@ class PeerLink:
             for peer in manifest.peers
         ]
         self._fetched: list[deque[Heard]] = [deque(maxlen=qos.MESSAGE.depth) for _ in self._heard]
-        self._message = PeerMessage()
+        self._message = PeerMessage(training=manifest.training_number)
         self._told: Publisher[PeerMessage] | None = None
         if manifest.message:
             self._told = node.create_publisher(
@@ -74,9 +74,8 @@ class PeerLink:
                     break
                 message = taken[0]
                 data = bytes(message.data)
-                kept.append(
-                    Heard(index, message.episode, message.step, message.bits, data, taken_s)
-                )
+                at, of = (message.episode, message.step), message.training
+                kept.append(Heard(index, *at, message.bits, data, taken_s, of))
 
     def hear(self) -> Iterator[Heard]:
         """What peers have sent since they were last listened to, of each the newest few."""

@@ -73,6 +73,7 @@ INTERFACE = (
     "legal_actions_vary",
     "message",
     "peers",
+    "training",  # of robots that tell or hear anything; empty of others
 )
 
 

@@ -64,6 +64,7 @@ class Heard(NamedTuple):
     bits: int  # of each value
     data: bytes
     taken_s: float | None = None  # when it was taken from the middleware; None: now
+    training: int | None = None  # of its sender's student; None: not said
 
 
 class Told(NamedTuple):
@@ -341,13 +342,16 @@ class PolicyRuntime:
         if self._listened_s == -math.inf:
             self._heard_s = [now_s for _ in self._heard_s]
         self._listened_s = now_s
-        for index, episode, step, bits, data, taken_s in self._hear():
+        own = self._policy.manifest.training_number
+        for index, episode, step, bits, data, taken_s, training in self._hear():
             taken_s = now_s if taken_s is None else taken_s
             at = (0, min(int(taken_s * rate_hz), now - 1)) if rate_hz else (episode, step)
-            reason = self._inbox.put(index, *at, data, now, bits)
+            reason: str | None = "other_training"
+            if training in (None, own):
+                reason = self._inbox.put(index, *at, data, now, bits)
             if reason is None:
                 self._heard_s[index] = taken_s
-            else:
+            elif reason:
                 self.drops[f"{self._inbox.peers[index].block}/{reason}"] += 1
         return self._inbox.read(now)
 

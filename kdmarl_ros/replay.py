@@ -84,7 +84,14 @@ def replay(recording: Recording, policy: BundlePolicy, where: str) -> Replay:
         if recorded.topic in peers:
             told = _decoded(recorded, where)
             waiting.append(
-                Heard(peers[recorded.topic], told.episode, told.step, told.bits, bytes(told.data))
+                Heard(
+                    peers[recorded.topic],
+                    told.episode,
+                    told.step,
+                    told.bits,
+                    bytes(told.data),
+                    training=told.training,
+                )
             )
         index = inputs.get(recorded.topic)
         if index is None:

@@ -30,6 +30,7 @@ from kdmarl_core.teacher.teacher import Teacher, TeacherCard, save_teacher
 from kdmarl_core.team import Robot, StudentSpec, Team
 
 TASK = "mpe/simple_spread"
+TRAINING = "0000002a"  # of all bundles that are made here
 
 TRAINING_RECIPE = {
     "task": TASK,
@@ -282,6 +283,7 @@ def make_manifest(blocks=(("position", 2), ("landmarks", 6)), **changes) -> Mani
         teacher=TeacherEntry("nobody", "0" * 64),
         measured=None,
         model=ModelEntry(MODEL, "", 0),
+        training=TRAINING,
     )
     return dataclasses.replace(manifest, **changes)
 

@@ -117,15 +117,25 @@ def test_an_episode_begins_with_nothing(inbox):
     box.begin(6)
     assert tuple(box.read(2)) == (0.0, 1.0)
     # The last message of the episode before comes too late by right; others should not come.
-    assert box.put(0, 5, 24, told(1.0), now=0) is None
+    assert box.put(0, 5, 24, told(1.0), now=0) == ""
     assert box.put(0, 4, 24, told(1.0), now=0) == "other_episode"
     assert tuple(box.read(2)) == (0.0, 1.0)
 
 
+def test_an_episode_that_is_played_once_more_begins_with_nothing(inbox):
+    """A simulator that was killed plays the same number again; what waited is of the last time."""
+    box = inbox()
+    box.begin(5)
+    assert box.put(0, 5, 3, told(1.0), now=0) == "old"
+    assert [tuple(box.read(step)) for step in (3, 5, 6)] == [(0.0, 1.0)] * 3
+    assert box.put(0, 5, 3, told(0.5), now=3) is None
+    assert box.read(5)[0] == pytest.approx(0.5, abs=0.01)
+
+
 def test_loss_and_another_delay(inbox):
     deaf, slow, some = inbox(loss=1.0), inbox(delay_steps=3), inbox(loss=0.3)
-    for box in (deaf, slow):
-        box.put(0, 5, 0, told(1.0), now=0)
+    # What is lost has not come, but for no fault.
+    assert [box.put(0, 5, 0, told(1.0), now=0) for box in (deaf, slow)] == ["", None]
     assert [deaf.read(step)[0] for step in (2, 3)] == [0, 0]
     assert [slow.read(step)[0] for step in (2, 3)] == [0, 1]
     draws = [is_lost(0.3, episode, step, "a", "b") for episode in range(80) for step in range(25)]

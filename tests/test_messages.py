@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -110,6 +111,14 @@ def test_silence_leaves_no_trace(load):
         (
             {"delay_steps": 25, "hold_steps": 40},
             ["robot_1: messages: delay_steps: 25", "25 steps"],
+        ),
+        (
+            {"delay_steps": 3, "training": {"delay_steps": [1, 2]}},
+            ["robot_1: messages: delay_steps: 3", "1 to 2", "training.delay_steps"],
+        ),
+        (
+            {"format": "int4", "training": {"formats": ["float32"]}},
+            ["robot_1: messages: format: int4", "training.formats", "float32"],
         ),
         (
             {"training": {"delay_steps": [1, 30]}, "hold_steps": 40},
@@ -652,13 +661,30 @@ def test_bundles_of_another_agreement_are_refused(load, tmp_path, refusal, chang
         assert word in message
 
 
+def test_bundles_of_two_trainings_are_not_mixed(load, tmp_path, refusal):
+    """Sizes and formats fit, but what messages mean was learned twice."""
+    team = load(LIMITED)
+    work = Work(team, *make_teacher(team.task.spec), recipe(), 0)
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        write_team(export(work, StudentTeam(team)), None, tmp_path / name, overwrite=False)
+        assert len(load_bundles(team, tmp_path / name)) == 3
+    shutil.rmtree(tmp_path / "first" / "robot_1")
+    shutil.copytree(tmp_path / "second" / "robot_1", tmp_path / "first" / "robot_1")
+    message = refusal(load_bundles, team, tmp_path / "first")
+    assert message.startswith(f"{tmp_path / 'first' / 'robot_1' / 'manifest.json'}: training: ")
+    assert "of robot_0" in message
+    assert "copy all bundles" in message
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
         ("peers", [{"robot": "robot_0"}], ["missing key"]),
         ("message.format", "int9", ["format", "int9"]),
         ("message.size", 0, ["size"]),
-        ("message.size", 4, ["inputs and outputs", "message"]),
+        ("message.size", 4, ["bits_per_decision: 24 is not the 32 of 4 values as int8"]),
+        ("training", "me", ["training: 'me' is not eight hexadecimal digits"]),
     ],
 )
 def test_manifests_are_checked(load, tmp_path, refusal, path, value, words):

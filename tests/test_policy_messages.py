@@ -114,6 +114,7 @@ def test_a_robot_that_joins_late_hears_what_is_said_from_now_on():
         (Heard(0, 0, 3, 8, b"\x80\0"), "from_robot_1/out_of_range"),
         (Heard(1, 0, 3, 4, b"\x08"), "from_robot_2/out_of_range"),
         (Heard(0, 0, 2**31, 8, b"\0\0"), "from_robot_1/ahead"),
+        (Heard(0, 0, 3, 8, b"\0\0", training=41), "from_robot_1/other_training"),
     ],
 )
 def test_bad_messages_are_dropped_counted_and_named(message, reason):
@@ -122,6 +123,26 @@ def test_bad_messages_are_dropped_counted_and_named(message, reason):
     robot.waiting = [message]
     assert answer(robot, 0, 4) == expected((0.5, -0.5), [0, 0, 1, 0, 1])
     assert robot.runtime.drops == {reason: 1}
+
+
+def test_an_episode_that_is_played_once_more_begins_with_nothing():
+    """The simulator was killed; what a peer had said last still waited, and the peer is gone."""
+    robot = Robot()
+    for step in range(3):
+        answer(robot, 0, step)
+    robot.say(0, 0, 2, [1.0, 1.0])
+    silence = expected((0.1, 0.2), [0, 0, 1, 0, 1])
+    assert [answer(robot, 0, step, (0.1, 0.2)) for step in range(4)] == [silence] * 4
+    assert robot.runtime.drops == {"from_robot_1/old": 1}
+
+
+def test_what_is_lost_in_rehearsal_was_not_heard():
+    robot = Robot(timeout_s=0.5, messages=Disturbance(loss=1.0))
+    for step in range(4):
+        robot.say(0, 0, step, [0.0, 0.0])
+        robot.decide(0, step, now_s=0.2 * step)
+    assert robot.runtime.silent_peers() == ["robot_1", "robot_2"]
+    assert not robot.runtime.drops
 
 
 def test_a_repeated_step_is_told_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from kdmarl_core.schema import from_mapping, read_json
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+TRAINING = re.compile("[0-9a-f]{8}")
 ACTION_MASK = "action_mask"  # the input, beside the blocks, of a robot whose legal actions vary
 
 
@@ -96,6 +98,10 @@ class Manifest:
     model: ModelEntry
     message: MessageEntry | None = None  # what the robot tells others; None: it is silent
     peers: tuple[PeerEntry, ...] = ()  # whose messages it reads, in the order of its input
+    # Eight hexadecimal digits that bundles share if they were distilled together: what messages
+    # mean was learned, and is another thing in every training. Empty: the robot neither tells nor
+    # hears anything.
+    training: str = ""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -125,6 +131,10 @@ class Manifest:
                 f"student.state_size: {self.student.state_size} is below 0; export again"
             )
         check_peers(self.robot, self.peers)
+        if (self.message or self.peers) and not TRAINING.fullmatch(self.training):
+            raise UserError(
+                f"training: '{self.training}' is not eight hexadecimal digits; export again"
+            )
         if self.safe_action not in self.actions:
             raise UserError(
                 f"safe_action: '{self.safe_action}' is not one of {list(self.actions)}; "
@@ -140,6 +150,11 @@ class Manifest:
     def messages_size(self) -> int:
         """Number of input features of all peers' messages."""
         return sum(peer.features for peer in self.peers)
+
+    @property
+    def training_number(self) -> int:
+        """What robots say of their training when they tell each other something."""
+        return int(self.training or "0", 16)
 
     @property
     def safe_index(self) -> int:

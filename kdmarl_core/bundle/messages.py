@@ -47,6 +47,12 @@ class MessageEntry:
     def __post_init__(self) -> None:
         check_at_least(1, self, "size")
         check_format(self.format)
+        bits = self.size * FORMATS[self.format].bits
+        if self.bits_per_decision != bits:
+            raise UserError(
+                f"bits_per_decision: {self.bits_per_decision} is not the {bits} of {self.size} "
+                f"values as {self.format}; export again"
+            )
 
 
 @dataclass(frozen=True)
@@ -181,9 +187,9 @@ class Inbox:
     ) -> str | None:
         """Take in a message of peer number `index`; why it was dropped, in a short word, or None.
 
-        Messages may come in any order; those of steps that have yet to come are kept for them.
-        What is dropped for no fault has no word: the last ones of the episode before, and losses
-        that are rehearsed.
+        Messages may come in any order; those of steps that have yet to come are kept for them. But
+        if an episode is played once more, they are of the last time. What is dropped for no fault
+        has an empty word: the last ones of the episode before, and losses that are rehearsed.
 
         Args:
             index: of the peer.
@@ -201,11 +207,14 @@ class Inbox:
             return reason
         if episode != self._episode:
             # What was sent in the last step of an episode comes too late, and rightly so.
-            return None if episode == self._before else "other_episode"
+            return "" if episode == self._before else "other_episode"
+        if self._before == episode and step > now:
+            return "old"
         if abs(step - now) > peer.hold_steps + 1:
             return "old" if step < now else "ahead"
-        if not is_lost(self._disturbance.loss, episode, step, peer.robot, self.robot):
-            self._kept[index][step] = values
+        if is_lost(self._disturbance.loss, episode, step, peer.robot, self.robot):
+            return ""
+        self._kept[index][step] = values
         return None
 
     def read(self, step: int) -> Values:

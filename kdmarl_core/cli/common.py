@@ -98,7 +98,7 @@ def disturbance(arguments: argparse.Namespace, team: Team) -> Disturbance:
     """What these options say.
 
     Raises:
-        UserError: there are no messages that could be disturbed.
+        UserError: there are no messages that could be disturbed, or none would ever be read.
     """
     from kdmarl_core.bundle import UNDISTURBED, Disturbance
 
@@ -108,6 +108,13 @@ def disturbance(arguments: argparse.Namespace, team: Team) -> Disturbance:
             f"{team.path}: robots: nobody has 'messages' that could be lost or late; leave out "
             "--message-loss and --message-delay"
         )
+    for robot in team.robots:
+        if robot.messages and given.delay_steps > robot.messages.hold_steps:
+            raise UserError(
+                f"--message-delay {given.delay_steps}: messages of {robot.name} are held for "
+                f"{robot.messages.hold_steps} steps at most ({team.path}), so that none could be "
+                "read; give no more than that, or --message-loss 1 for silence"
+            )
     return given
 
 

@@ -27,6 +27,7 @@ from kdmarl_core.bundle import (
     message_entry,
     write_bundle,
 )
+from kdmarl_core.bundle.sha256 import sha256_hex
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.expert_buffer import (
     Origin,
@@ -231,10 +232,14 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
         output = students(
             inputs, torch.ones_like(rollout.action_mask), begins, state, delivery, mail
         )
+    models = [
+        student_model(students.layers(index), students.message_weights(index))
+        for index in range(len(team.robots))
+    ]
+    training = fingerprint([sha256_hex(model) for model in models])[:8]
     exported = []
-    for index, robot in enumerate(team.robots):
-        model = student_model(students.layers(index), students.message_weights(index))
-        draft = _draft(work, robot, model)
+    for index, (robot, model) in enumerate(zip(team.robots, models, strict=True)):
+        draft = _draft(work, robot, model, training)
         policy = BundlePolicy(draft, model, f"{robot.name}/{MODEL}")
         own = inputs[:, :, index, : draft.observation_size].numpy()
         expected = output.logits[:, :, index, : len(robot.agent.actions)]
@@ -346,7 +351,7 @@ def write_team(
             write_bundle(place, replace(item.draft, measured=measured), item.model)
 
 
-def _draft(work: Work, robot: Robot, model: bytes) -> Manifest:
+def _draft(work: Work, robot: Robot, model: bytes, training: str) -> Manifest:
     team, cost = work.team, count(model)
     told, rate_hz = robot.messages, team.task.spec.rate_hz
     assistant = work.assistant and work.assistant.card.weights_sha256
@@ -374,4 +379,5 @@ def _draft(work: Work, robot: Robot, model: bytes) -> Manifest:
         model=ModelEntry(MODEL, "", len(model)),
         message=message_entry(told.size, told.format, told.receivers, rate_hz) if told else None,
         peers=robot.peers,
+        training=training if told or robot.peers else "",
     )

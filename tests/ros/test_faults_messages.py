@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 import pytest
 import rclpy
-from helpers import write_yaml
+from helpers import TRAINING, write_yaml
 from ros_driver import ROBOT, driving, observations
 
 from kdmarl_core.bundle import FORMATS, Inbox, encode, load_policy
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.ros
 
 PEER, OTHER = "robot_1", "robot_2"
 HOLD = 4
+TRAINED = int(TRAINING, 16)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,11 @@ def episode(robot):
     return robot.episode
 
 
-def tell(robot, episode, step, values=(0.5, -0.5, 1.0), bits=8, data=None):
+def tell(robot, episode, step, values=(0.5, -0.5, 1.0), bits=8, data=None, training=TRAINED):
     data = encode(np.array(values, np.float32), "int8") if data is None else data
-    robot.peer.publish(PeerMessage(episode=episode, step=step, bits=bits, data=array("B", data)))
+    message = PeerMessage(episode=episode, step=step, bits=bits, data=array("B", data))
+    message.training = training
+    robot.peer.publish(message)
     robot.peer.wait_for_all_acked()
 
 
@@ -142,6 +145,7 @@ def test_a_silent_peer_is_named(robot, episode):
         ({"bits": 4}, "wrong_format"),
         ({"data": b"\x80\0\0"}, "out_of_range"),
         ({"step": 900}, "ahead"),
+        ({"training": TRAINED + 1}, "other_training"),
     ],
 )
 def test_a_bad_message_is_dropped_and_its_sender_named(robot, policy, episode, fault, reason):
