@@ -32,9 +32,8 @@ from kdmarl_ros import qos, topics
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage, StepResult
 
 Stamp = tuple[int, int]  # episode, step
-Peers = dict[
-    str, tuple[int, str, str]
-]  # who tells how many values, in which format, learned where
+# Who tells how many values, in which format, learned in which training.
+Peers = dict[str, tuple[int, str, str]]
 EPISODE_STEPS = 25
 WARM_UP_STEPS = 100
 SETTLE_S = 1.0  # both ends of a topic do not find each other at the same moment

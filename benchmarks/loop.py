@@ -30,6 +30,7 @@ from common import (
     show,
 )
 
+from kdmarl_core.bundle import read_bundle
 from kdmarl_core.cli.common import add_json, add_seed, positive, run
 from kdmarl_ros import results
 from kdmarl_ros.cli.swarm import warn
@@ -153,9 +154,9 @@ def _latencies(deployment: Deployment, trips: int) -> Round:
     robot = deployment.team.robots[0]
     [(policy, blocks)] = layout_of([robot]).items()
     echo = f"{policy}_echo"
-    peers = {
-        policy: {peer.robot: (peer.size, peer.format, robot.training) for peer in robot.peers}
-    }
+    manifest, _ = read_bundle(Path(str(deployment.robots[0].parameters["bundle"])))
+    told = {peer.robot: (peer.size, peer.format, manifest.training) for peer in robot.peers}
+    peers = {policy: told}
     nodes = [deployment.robots[0].command(), echo_command("robot", {echo: blocks})]
     with running(nodes):
         probe = echo_command(
