@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance, Inbox, encode
+from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance, Inbox, Manifest, encode
 from kdmarl_core.metrics import Evaluation, Returns, standard_error
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.sensors import team_sensors
@@ -132,6 +132,11 @@ class BundlePlayer:
             Inbox(policy.manifest.robot, policy.manifest.peers, disturbance) for policy in policies
         ]
         self._at = (-1, 0)  # episode, step
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of its bundles, in the team's order."""
+        return [policy.manifest for policy, _ in self._robots]
 
     def reset(self, seed: int) -> None:
         """Reset recurrent states and messages, and draw what the episode hides."""

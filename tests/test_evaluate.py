@@ -278,7 +278,7 @@ def test_command_says_whose_students_they_are(kdmarl, team, tmp_path):
     teacher = write_teacher(tmp_path / "teacher")
     command = ["evaluate", "--team", path, "--bundles", bundles, "--teacher", teacher]
     command += ["--episodes", "2"]
-    told = f"{bundles}: distilled from teacher 000000000000, not from '{teacher}' ("
+    told = f"students were distilled from teacher 000000000000, not from '{teacher}' ("
     done = kdmarl(*command)
     assert done.code == 0, done.err
     assert told in " ".join(done.err.split())

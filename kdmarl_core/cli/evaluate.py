@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,9 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     team = load_team(arguments.team)
     default = [name for name in PLAYERS if not (team.lender and name == "teacher")]
     names = dict.fromkeys(arguments.players or default)
-    players = {name: _player(name, names, arguments, team) for name in names}
+    players = {name: _player(name, arguments, team) for name in names}
+    if "teacher" in names and "students" in names:
+        _note_other_teacher(players["students"].manifests, arguments.teacher or team.teacher)
     env = team.task.make_reference()
     played: dict[str, list[Episode]] = {}
     with progress_bar() as bar:
@@ -106,24 +108,21 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         print(f"retention {percent(retention)}")
 
 
-def _note_other_teacher(
-    manifests: Sequence[Manifest], folder: Path, arguments: argparse.Namespace, team: Team
-) -> None:
+def _note_other_teacher(manifests: Sequence[Manifest], name: str) -> None:
     """Say so if the students did not learn from the teacher whose score they are to retain."""
     from kdmarl_core.teacher.teacher import find_teacher, read_card
 
-    name = arguments.teacher or team.teacher
     sha256 = read_card(find_teacher(name)).weights_sha256
     others = {m.teacher.sha256 for m in manifests} - {sha256}
     if others:
         console.print(
-            f"{folder}: distilled from teacher {', '.join(sorted(o[:12] for o in others))}, not "
-            f"from '{name}' ({sha256[:12]}), whose score is what retention is measured by",
+            f"students were distilled from teacher {', '.join(sorted(o[:12] for o in others))}, "
+            f"not from '{name}' ({sha256[:12]}), whose score is what retention is measured by",
             soft_wrap=True,
         )
 
 
-def _player(name: str, players: Collection[str], arguments: argparse.Namespace, team: Team) -> Any:
+def _player(name: str, arguments: argparse.Namespace, team: Team) -> Any:
     from kdmarl_core.evaluate import BundlePlayer, RandomPlayer
     from kdmarl_core.files import bundles_folder
     from kdmarl_core.team import load_bundles
@@ -135,10 +134,7 @@ def _player(name: str, players: Collection[str], arguments: argparse.Namespace, 
         folder = (
             Path(arguments.bundles) if arguments.bundles else bundles_folder(team.students.name)
         )
-        policies = load_bundles(team, folder)
-        if "teacher" in players:
-            _note_other_teacher([policy.manifest for policy in policies], folder, arguments, team)
-        return BundlePlayer(policies, team, disturbance(arguments, team))
+        return BundlePlayer(load_bundles(team, folder), team, disturbance(arguments, team))
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
