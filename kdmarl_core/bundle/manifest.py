@@ -151,7 +151,7 @@ class Manifest:
         """Number of input features of all peers' messages."""
         return sum(peer.features for peer in self.peers)
 
-    @property
+    @cached_property
     def training_number(self) -> int:
         """What robots say of their training when they tell each other something."""
         return int(self.training or "0", 16)
