@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,8 +187,10 @@ def distil(
 
 
 def discard(folder: Path) -> None:
-    """Remove the checkpoint that `distil` left."""
+    """Remove the checkpoint that `distil` left, and the folders that are empty without it."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.removedirs(folder)
 
 
 def planned_buffer(work: Work) -> Origin:
