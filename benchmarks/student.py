@@ -27,6 +27,7 @@ from kdmarl_core.distil.on_policy import message_steps
 from kdmarl_core.distil.recipe import Recipe, load_recipe
 from kdmarl_core.distil.samples import Batch, Labels
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.process import prepare_training
 from kdmarl_core.team import Team, load_team
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    prepare_training(arguments.threads)
     found = []
     for name in arguments.team or ["simple_spread", "smax_8m"]:
         team = _with_network(load_team(name), arguments.network)
@@ -136,28 +137,31 @@ def _random_batch(team: Team, students: StudentTeam, recipe: Recipe) -> Batch:
 
 
 def _products(students: StudentTeam, batch: Batch) -> Callable[[], None]:
-    """All matrix products of one update: of each layer one forward, and two backward."""
+    """All matrix products of one update: of each layer one forward, and two backward.
+
+    What a GRU's states give, and owe, is one product per step each way.
+    """
     robots, samples = len(students.widths), batch.labels.begins.numel()
     width = max(students.widths)
     inputs, actions = max(students.restriction.sizes), batch.labels.action_mask.shape[-1]
     layers = [(inputs, width, samples), (width, width, samples), (width, actions, samples)]
-    if students.recurrent:
-        steps = batch.labels.begins.shape[0]
-        layers.append((width, 3 * width, samples))
-        layers += [(width, 3 * width, samples // steps)] * steps
-    else:
-        layers.append((width, width, samples))
-    products = [
-        (torch.randn(robots, b, a), torch.randn(robots, a, n), torch.randn(robots, b, n))
-        for a, b, n in layers
-    ]
+    steps = batch.labels.begins.shape[0] if students.recurrent else 0
+    layers += [(width, 3 * width, samples)] * 2 if steps else [(width, width, samples)]
+    products = []
+    for index, (a, b, n) in enumerate(layers):
+        weight, x = torch.randn(robots, b, a), torch.randn(robots, a, n)
+        gradient = torch.randn(robots, b, n)
+        products.append((gradient, x.transpose(1, 2)))
+        times = steps if steps and index == len(layers) - 1 else 1
+        for part in torch.chunk(x, times, -1):
+            products.append((weight, part.contiguous()))
+        if index:  # nothing learns below the first layer
+            for part in torch.chunk(gradient, times, -1):
+                products.append((weight.transpose(1, 2), part.contiguous()))
 
     def run() -> None:
-        for index, (weight, x, gradient) in enumerate(products):
-            torch.bmm(weight, x)
-            torch.bmm(gradient, x.transpose(1, 2))
-            if index:  # nothing learns below the first layer
-                torch.bmm(weight.transpose(1, 2), gradient)
+        for one, other in products:
+            torch.bmm(one, other)
 
     return run
 

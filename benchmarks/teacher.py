@@ -145,13 +145,12 @@ def perform(job: Job) -> Run:
 
 
 def _run_ours(job: Job, record: Run) -> None:
-    import torch
-
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.tasks import make_task
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.train import train
 
-    torch.set_num_threads(job.cores)
+    prepare_training(job.cores)
     task, recipe = make_task(TASK), dataclasses.replace(_recipe(), env_steps=job.env_steps)
 
     def report(iteration: int, figures: dict[str, float]) -> None:

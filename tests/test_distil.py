@@ -378,17 +378,17 @@ def test_students_whose_rounding_grows_with_time_are_exported(make_work):
     torch.manual_seed(0)
     students = StudentTeam(work.team)
     with torch.no_grad():
-        students.core.state_weight *= 12
+        students.core.state_weight *= 17
         students.head.weight *= 100
     exported = distil_run.export(work, students)
     assert max(item.difference for item in exported) < 1e-4
     policy = BundlePolicy(exported[0].draft, exported[0].model)
-    inputs = torch.randn(25, 1, 3, max(students.restriction.sizes))
+    inputs = torch.randn(60, 1, 3, max(students.restriction.sizes))
     size = policy.manifest.observation_size
-    begins = torch.zeros(25, 1, dtype=torch.bool)
+    begins = torch.zeros(60, 1, dtype=torch.bool)
     with torch.no_grad():
         expected = students(
-            inputs, torch.ones(25, 1, 3, 5, dtype=torch.bool), begins, students.initial_state(1)
+            inputs, torch.ones(60, 1, 3, 5, dtype=torch.bool), begins, students.initial_state(1)
         ).logits[:, 0, 0]
     found = np.stack([policy.logits(step[:size].numpy()) for step in inputs[:, 0, 0]])
     assert np.abs(found - expected.numpy()).max() > 1e-3  # or this tests nothing
@@ -440,7 +440,7 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(make_work, tmp_path, ne
     assert reports == [("on-policy", 3)]
     assert weights(distil(work, ignore, folder=folder, resume=True)) == expected  # nothing again
     discard(folder)
-    assert not list(folder.iterdir())
+    assert not folder.exists()
 
 
 def test_what_was_killed_goes_on_from_the_last_checkpoint(make_work, tmp_path, monkeypatch):

@@ -73,16 +73,15 @@ def _variants(
     name: str, plan: Plan, arguments: argparse.Namespace, bar: Any
 ) -> tuple[list[Distilled], Cell | None, Cell | None]:
     """A team's variants, and the cells of teacher and random actions."""
-    import torch
-
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.ablation import Distilled
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
 
-    torch.set_num_threads(arguments.threads)
+    prepare_training(arguments.threads)
     plain = load_team(name)
     spec = plain.task.spec
     folder = Path(arguments.results) / spec.slug

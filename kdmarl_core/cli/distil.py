@@ -86,8 +86,6 @@ def run_distil(
     seed: int,
 ) -> DistilledTeam:
     """The whole of stage 2 with progress bars; the arguments are the command's options."""
-    import torch
-
     from kdmarl_core.distil.expert_buffer import bytes_per_step
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import (
@@ -104,6 +102,7 @@ def run_distil(
     )
     from kdmarl_core.errors import UserError
     from kdmarl_core.files import bundles_folder, refuse_existing
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.checkpoint import CHECKPOINT
     from kdmarl_core.teacher.teacher import find_teacher, load_bound, load_teacher
     from kdmarl_core.team import load_team
@@ -123,7 +122,7 @@ def run_distil(
     folder = Path(output) if output else bundles_folder(team.name)
     checkpoints = Path("runs") / "distil" / f"{team.name}-{seed}"
     refuse_existing(folder, BUNDLES, overwrite=overwrite)
-    torch.set_num_threads(threads)
+    prepare_training(threads)
     with progress_bar() as bar:
         lines: dict[str, Any] = {}
 

@@ -91,15 +91,14 @@ def _team(
     name: str, plan: Plan, arguments: argparse.Namespace, bar: Any
 ) -> tuple[list[Played], tuple[Cell | None, ...], Path]:
     """A team's cases, the cells of teacher, random actions and bound, and where its picture is."""
-    import torch
-
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells, messages
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
 
-    torch.set_num_threads(arguments.threads)
+    prepare_training(arguments.threads)
     plain = load_team(name, plan.messages.teams[name])
     spec = plain.task.spec
     folder = Path(arguments.results) / spec.slug

@@ -38,10 +38,9 @@ def add_command(commands: Any) -> None:
 
 def train_opponent(arguments: argparse.Namespace) -> None:
     """Train both sides, let them play greedily, and write the opponent's weights and card."""
-    import torch
-
     from kdmarl_core.cli.train import chosen_recipe
     from kdmarl_core.files import refuse_existing
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.tasks.mpe import task_with_opponent
     from kdmarl_core.tasks.opponent import CARD, OpponentCard, save_opponent
     from kdmarl_core.teacher.self_play import match_returns, self_play
@@ -50,7 +49,7 @@ def train_opponent(arguments: argparse.Namespace) -> None:
     recipe = chosen_recipe(arguments, task, "_opponent")
     folder = Path(arguments.output or f"runs/opponent/{task.spec.slug}-{arguments.seed}")
     refuse_existing(folder, CARD, overwrite=arguments.overwrite)
-    torch.set_num_threads(arguments.threads)
+    prepare_training(arguments.threads)
     with progress_bar() as bar:
         line = bar.add_task(f"opponent of {task.spec.name}", total=recipe.iterations, figures="")
 

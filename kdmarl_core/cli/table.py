@@ -117,15 +117,14 @@ def _row(
     row: Row, seeds: int, episodes: int, results: Path, arguments: argparse.Namespace, bar: Any
 ) -> RowCells:
     """One row's cells: read where they exist, computed where that is asked for."""
-    import torch
-
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.table import RowCells
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
-    torch.set_num_threads(arguments.threads)
+    prepare_training(arguments.threads)
     team = row.team()
     task, spec = team.task, team.task.spec
     teacher, card = load_teacher(find_teacher(team.teacher), spec)

@@ -49,11 +49,10 @@ def add_command(commands: Any) -> None:
 
 def train_teacher(arguments: argparse.Namespace) -> None:
     """Train, evaluate in the task's reference simulator, and write weights and card."""
-    import torch
-
     from kdmarl_core.evaluate import evaluation, play
     from kdmarl_core.files import refuse_existing
     from kdmarl_core.metrics import wins
+    from kdmarl_core.process import prepare_training
     from kdmarl_core.tasks import make_task
     from kdmarl_core.teacher.checkpoint import CHECKPOINT
     from kdmarl_core.teacher.player import TeacherPlayer
@@ -67,7 +66,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
         recipe = recipe.with_network(arguments.network or "gru")
     name = f"{task.spec.slug}-{team.name}" if team else task.spec.slug
     folder = Path(arguments.output or f"runs/train/{name}-{arguments.seed}")
-    torch.set_num_threads(arguments.threads)
+    prepare_training(arguments.threads)
     refuse_existing(folder, CHECKPOINT, overwrite=arguments.overwrite or arguments.resume)
     with progress_bar() as bar, _event_files(folder, anew=not arguments.resume) as events:
         line = bar.add_task(f"train {task.spec.name}", total=recipe.iterations, figures="")

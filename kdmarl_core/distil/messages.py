@@ -115,26 +115,6 @@ class Routes(NamedTuple):
     source: Tensor  # [T, N * V, B], rows of `Mail.recent`
 
 
-def receive(mail: Mail, arrives: Tensor, stays: Tensor, source: Tensor) -> Tensor:
-    """What is held in a step, [N * V, B], from what is on its way and one step of routes."""
-    return torch.addcmul(stays * mail.held, arrives, mail.recent.gather(0, source))
-
-
-def send(mail: Mail, held: Tensor, message: Tensor) -> Mail:
-    """The mail after a step in which messages [N, M, B] were sent."""
-    newest = message.flatten(0, 1)
-    if len(mail.recent) == len(newest):
-        return Mail(newest, held)
-    return Mail(torch.cat([mail.recent[len(newest) :], newest]), held)
-
-
-def rounded(message: Tensor, levels: Tensor) -> Tensor:
-    """Messages [N, M, B] as they travel; gradients pass as if they had not been rounded."""
-    with torch.no_grad():
-        change = (message * levels[:, None]).round_().div_(levels[:, None]).sub_(message)
-    return message + change
-
-
 class Post:
     """Draws what becomes of messages in running episodes."""
 

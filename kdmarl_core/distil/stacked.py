@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdmarl_core.distil.recurrence import GruParameters, Recurrence
 from kdmarl_core.export import GruWeights, Layer
 
 
@@ -32,6 +33,10 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, B] -> [N, out, B]."""
         return torch.baddbmm(self.bias, self.weight, x)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """All robots' weights and biases."""
+        return self.weight, self.bias
 
     def of_robot(self, robot: int) -> Layer:
         """Weight [in, out] and bias [out] without padding, in double precision."""
@@ -68,40 +73,29 @@ class StackedGru(nn.Module):
         Returns:
             States after each step [N, W, T * B], and the last one [N, W, B].
         """
-        projected = self.project(x)
-        goes_on = (~begins).to(x.dtype)
-        some_begin = begins.any(1).tolist()
-        states = []
-        for t, now in enumerate(torch.split(projected, begins.shape[1], -1)):
-            if some_begin[t]:
-                state = state * goes_on[t]
-            state = self.step(now, state)
-            states.append(state)
-        return torch.cat(states, -1), state
+        states: Tensor = Recurrence.apply(  # type: ignore[no-untyped-call]
+            x, begins, state, *self.stacked()
+        )
+        return states, states[..., -begins.shape[1] :]
 
-    def project(self, x: Tensor) -> Tensor:
-        """The inputs' part of all gates, [N, 3 W, B] of inputs [N, W, B]."""
-        return torch.baddbmm(self.input_bias, self.input_weight, x)
-
-    def step(self, projected: Tensor, state: Tensor) -> Tensor:
-        """The state [N, W, B] after one step, from `project` and the state before."""
-        recurrent = torch.baddbmm(self.state_bias, self.state_weight, state)
-        # Splits, not slices: the gradient of all parts of one is one concatenation.
-        both, one = 2 * self.width, self.width
-        given, given_new = torch.split(projected, [both, one], 1)
-        known, known_new = torch.split(recurrent, [both, one], 1)
-        reset, update = torch.split(torch.sigmoid(given + known), one, 1)
-        return torch.lerp(torch.tanh(given_new + reset * known_new), state, update)
+    def stacked(self) -> GruParameters:
+        """All robots' weights and biases."""
+        return GruParameters(
+            self.input_weight, self.input_bias, self.state_weight, self.state_bias
+        )
 
     def of_robot(self, robot: int) -> GruWeights:
         """Weights [W, 3 W] and biases [3 W] of inputs and state, without padding."""
         own, width = self.widths[robot], self.width
-        rows = torch.cat([torch.arange(own) + gate * width for gate in range(3)])
+        of_input, of_state = (
+            torch.cat([torch.arange(own) + gate * width for gate in gates])
+            for gates in ((1, 2, 0), (0, 1, 2))
+        )
         return GruWeights(
-            _double(self.input_weight[robot, rows, :own].T),
-            _double(self.input_bias[robot, rows, 0]),
-            _double(self.state_weight[robot, rows, :own].T),
-            _double(self.state_bias[robot, rows, 0]),
+            _double(self.input_weight[robot, of_input, :own].T),
+            _double(self.input_bias[robot, of_input, 0]),
+            _double(self.state_weight[robot, of_state, :own].T),
+            _double(self.state_bias[robot, of_state, 0]),
         )
 
 

@@ -15,11 +15,7 @@ from torch import Tensor, nn
 from kdmarl_core.distil.messages import (
     Delivery,
     Mail,
-    Routes,
     Wiring,
-    receive,
-    rounded,
-    send,
 )
 from kdmarl_core.distil.stacked import StackedGru, StackedLinear, stacked_weight
 from kdmarl_core.distil.unroll import Unrolled, unroll
@@ -150,46 +146,12 @@ class StudentTeam(nn.Module):
         assert wiring is not None
         sensed = torch.baddbmm(sensed, self.message_ages, wiring.ages(delivery))
         routes = wiring.routes(delivery)
-        if isinstance(core, StackedGru):
-            return self._converse_with_memory(
-                core, sensed, begins, state, routes, delivery.levels, mail
-            )
-        done = unroll(
-            sensed, self.message_values, core, self.message_head, routes, delivery.levels, mail
+        told = unroll(
+            *(sensed, self.message_values, core, self.message_head, begins, state, routes),
+            *(delivery.levels, mail),
         )
-        return done.embedding, state, done
-
-    def _converse_with_memory(
-        self,
-        core: StackedGru,
-        sensed: Tensor,
-        begins: Tensor,
-        state: Tensor,
-        routes: Routes,
-        levels: Tensor,
-        mail: Mail,
-    ) -> tuple[Tensor, Tensor, Unrolled]:
-        """As `unroll` does, with recurrent students."""
-        episodes = begins.shape[1]
-        goes_on, some_begin = (~begins).to(sensed.dtype), begins.any(1).tolist()
-        embeddings, messages, holdings = [], [], []
-        for t, now in enumerate(torch.split(sensed, episodes, -1)):
-            held = receive(mail, routes.arrives[t], routes.stays[t], routes.source[t])
-            by_robot = held.view(len(self.widths), -1, episodes)
-            x = torch.relu(torch.baddbmm(now, self.message_values, by_robot))
-            before = state * goes_on[t] if some_begin[t] else state
-            state = core.step(core.project(x), before)
-            message = torch.tanh(self.message_head(state))
-            mail = send(mail, held, rounded(message, levels[t]))
-            embeddings.append(state)
-            messages.append(message)
-            holdings.append(by_robot)
-        embedding = torch.cat(embeddings, -1)
-        return (
-            embedding,
-            state,
-            Unrolled(embedding, torch.stack(messages), torch.stack(holdings), mail),
-        )
+        last = told.embedding[..., -begins.shape[1] :] if self.recurrent else state
+        return told.embedding, last, told
 
     def layers(self, robot: int) -> list[Layer | GruWeights]:
         """The deployed network of one robot: without padding, the aligner folded in."""
