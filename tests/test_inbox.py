@@ -96,7 +96,8 @@ def test_messages_may_come_in_any_order_and_from_the_future(inbox):
 @pytest.mark.parametrize(
     ("episode", "step", "data", "bits", "reason"),
     [
-        (6, 10, told(0.0), 0, "other_episode"),
+        (7, 10, told(0.0), 0, "other_episode"),
+        (6, 10, told(0.0), 0, "ahead"),  # of what is waited for at the next one's beginning
         (5, 2, told(0.0), 0, "old"),
         (5, 18, told(0.0), 0, "ahead"),
         (5, 10, told(0.0), 4, "wrong_format"),
@@ -119,6 +120,24 @@ def test_an_episode_begins_with_nothing(inbox):
     # The last message of the episode before comes too late by right; others should not come.
     assert box.put(0, 5, 24, told(1.0), now=0) == ""
     assert box.put(0, 4, 24, told(1.0), now=0) == "other_episode"
+    assert tuple(box.read(2)) == (0.0, 1.0)
+
+
+def test_a_peer_may_be_in_the_next_episode_already(inbox):
+    """In real time nobody waits: what it says there is heard once the receiver is there, too."""
+    box = inbox()
+    assert box.put(0, 6, 0, told(1.0), now=24) is None
+    assert tuple(box.read(26)) == (0.0, 1.0)
+    box.begin(6)
+    assert [tuple(box.read(step)) for step in (1, 2)] == [(0.0, 1.0), (1.0, 0.5)]
+
+
+@pytest.mark.parametrize("begun", [[5], [7], [0], [5, 6], [6, 6]])
+def test_what_was_early_is_heard_in_the_next_episode_only(inbox, begun):
+    box = inbox()
+    assert box.put(0, 6, 0, told(1.0), now=24) is None
+    for episode in begun:
+        box.begin(episode)
     assert tuple(box.read(2)) == (0.0, 1.0)
 
 

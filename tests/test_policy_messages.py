@@ -89,6 +89,23 @@ def test_a_message_of_this_step_waits_for_the_next():
     assert not robot.runtime.drops
 
 
+def test_a_peer_in_the_next_episode_is_heard_once_the_robot_is_there():
+    """In real time; its next message is lost."""
+    robot = Robot(real_time=True)
+
+    def decide(episode, step, read):
+        robot.runtime.receive(0, episode, step, (0.5, -0.5), 0.0)
+        assert robot.runtime.decide_newest(0.0).action == expected((0.5, -0.5), read)[0]
+        assert robot.runtime.take_told().data == expected((0.5, -0.5), read)[1]
+
+    decide(0, 23, [0, 0, 1, 0, 1])
+    robot.say(0, 1, 0, [0.0, 1.0])
+    decide(0, 24, [0, 0, 1, 0, 1])
+    decide(1, 0, [0, 0, 1, 0, 1])
+    decide(1, 1, [0, 1, 1 / 5, 0, 1])
+    assert not robot.runtime.drops
+
+
 def test_a_simulation_that_begins_again_begins_with_nothing():
     """The same number of episode from its first step."""
     robot = Robot()

@@ -171,15 +171,21 @@ class Inbox:
         self.peers = tuple(peers)
         self.robot, self._disturbance = robot, disturbance
         self._kept: list[dict[int, Values]] = [{} for _ in peers]  # by step of the episode
+        self._early: list[dict[int, Values]] = [{} for _ in peers]  # of the one that comes next
         self._episode = self._before = -1
         self._features = np.zeros(sum(peer.features for peer in peers), np.float32)
         self.ages = [peer.hold_steps + 1 for peer in peers]  # steps, when last read
 
     def begin(self, episode: int) -> None:
-        """Forget everything: an episode begins."""
+        """Forget everything: an episode begins. Only what peers have said in it already counts."""
+        if episode == self._episode + 1:
+            self._kept, self._early = self._early, self._kept
+        else:
+            for kept in self._kept:
+                kept.clear()
+        for early in self._early:
+            early.clear()
         self._before, self._episode = self._episode, episode
-        for kept in self._kept:
-            kept.clear()
         self.ages = [peer.hold_steps + 1 for peer in self.peers]
 
     def put(
@@ -187,8 +193,9 @@ class Inbox:
     ) -> str | None:
         """Take in a message of peer number `index`; why it was dropped, in a short word, or None.
 
-        Messages may come in any order; those of steps that have yet to come are kept for them. But
-        if an episode is played once more, they are of the last time. What is dropped for no fault
+        Messages may come in any order; those of steps that have yet to come are kept for them, as
+        are those of the next episode, which a peer may be in already. But if an episode is played
+        once more, they are of the last time. What is dropped for no fault
         has an empty word: the last ones of the episode before, and losses that are rehearsed.
 
         Args:
@@ -205,16 +212,19 @@ class Inbox:
         values, reason = decode(data, peer.size, peer.format)
         if reason is not None:
             return reason
-        if episode != self._episode:
+        inbox = self._kept
+        if episode == self._episode + 1:
+            inbox, now = self._early, 0
+        elif episode != self._episode:
             # What was sent in the last step of an episode comes too late, and rightly so.
             return "" if episode == self._before else "other_episode"
-        if self._before == episode and step > now:
+        elif self._before == episode and step > now:
             return "old"
         if abs(step - now) > peer.hold_steps + 1:
             return "old" if step < now else "ahead"
         if is_lost(self._disturbance.loss, episode, step, peer.robot, self.robot):
             return ""
-        self._kept[index][step] = values
+        inbox[index][step] = values
         return None
 
     def read(self, step: int) -> Values:
