@@ -55,6 +55,11 @@ class PeerLink:
         return [subscription.topic_name for subscription in self._heard]
 
     @property
+    def told_topics(self) -> list[str]:
+        """The full name of the topic that is published; none if nothing is told."""
+        return [self._told.topic_name] if self._told else []
+
+    @property
     def linked(self) -> bool:
         """Whether all peers that are to be heard, and all that are to listen, are found."""
         if self._told is not None:

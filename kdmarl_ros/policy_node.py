@@ -557,7 +557,8 @@ class PolicyNode(ManagedNode):
     def _own_topics(self) -> list[tuple[str, type[Any]]]:
         """The topics, and their types, that nobody but this node should publish."""
         commanded = [self._body.commanded] if self._body else []
-        return [(self._action.topic_name, AgentAction), *commanded]
+        told = [(topic, PeerMessage) for topic in (self._peers.told_topics if self._peers else ())]
+        return [(self._action.topic_name, AgentAction), *told, *commanded]
 
     def _peer_problems(self) -> list[str]:
         sensors = self._body.subscriptions if self._body else self._sensors
