@@ -19,6 +19,7 @@ from pathlib import Path
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock as RosClock
 from rclpy.clock_type import ClockType
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.time import Time
@@ -52,6 +53,7 @@ STATUS_COLOURS = {
     AgentAction.STATUS_OVERRIDE: OVERRIDDEN,
 }
 DRAW_EVERY_S = 1 / 30  # at most: a picture costs as much as a step, and nobody sees more
+RECORDED_WITHIN_S = 4.0  # acknowledgements are asked for every 3 s
 
 
 class BridgeNode(Node):
@@ -139,7 +141,17 @@ class BridgeNode(Node):
             )
 
     def close(self) -> None:
-        """Nothing moves without the bridge's steps."""
+        """Nothing moves without the bridge's steps; but what is recorded must have arrived.
+
+        A process that ends takes along what others have yet to fetch from its shared memory.
+        """
+        if not self._given.recorded:
+            return
+        until_s = time.monotonic() + RECORDED_WITHIN_S
+        sensors = (publisher for link in self._links for publisher in link.publishers)
+        for publisher in (*sensors, self._step_result):
+            left_s = max(until_s - time.monotonic(), 0.0)
+            publisher.wait_for_all_acked(Duration(seconds=left_s))
 
     def _make_links(self) -> list[RobotLink]:
         links = []

@@ -77,6 +77,11 @@ class RobotLink:
             event_callbacks=qos.NO_SUBSCRIPTION_EVENTS,
         )
 
+    @property
+    def publishers(self) -> list[Publisher[FeatureBlock]]:
+        """Of all that the robot is sent."""
+        return [publisher for publisher, _ in self._blocks.values()]
+
     def present(self, listeners: int = 1) -> bool:
         """Whether the robot listens to all its inputs and its actions can be heard.
 

@@ -36,6 +36,24 @@ def driving(domain, manifest, robot=ROBOT):
         sensors.close()
 
 
+@contextlib.contextmanager
+def another(sensors, name, kind, topic, profile, *, publishes=True):
+    """Another node on one of the robot's topics, as in a process of its own."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=sensors.context.get_domain_id())
+    node = rclpy.create_node(name, context=context)
+    make = node.create_publisher if publishes else node.create_subscription
+    arguments = [kind, sensors.topic(topic), profile]
+    if not publishes:
+        arguments.insert(2, lambda message: None)
+    make(*arguments)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
 class Sensors:
     """Publishes a robot's blocks, hears its actions and diagnostics."""
 

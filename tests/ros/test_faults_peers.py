@@ -3,13 +3,11 @@
 Rows 21, 23, 24 and 27 of the fault table.
 """
 
-import contextlib
-
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State
-from ros_driver import ROBOT, driving, observations
+from ros_driver import ROBOT, another, driving, observations
 from std_msgs.msg import String
 
 from kdmarl_core.bundle import load_policy
@@ -39,24 +37,6 @@ def sensors(module_domain, node, bundles):
     with driving(module_domain, load_policy(bundles / ROBOT).manifest) as driver:
         driver.until_listened_to()
         yield driver
-
-
-@contextlib.contextmanager
-def another(sensors, name, kind, topic, profile, *, publishes=True):
-    """Another node on one of the robot's topics, as in a process of its own."""
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=sensors.context.get_domain_id())
-    node = rclpy.create_node(name, context=context)
-    make = node.create_publisher if publishes else node.create_subscription
-    arguments = [kind, sensors.topic(topic), profile]
-    if not publishes:
-        arguments.insert(2, lambda message: None)
-    make(*arguments)
-    try:
-        yield node
-    finally:
-        node.destroy_node()
-        rclpy.shutdown(context=context)
 
 
 @pytest.mark.parametrize(

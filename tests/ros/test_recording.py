@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from helpers import write_yaml
+from helpers import TALKING_TEAM, write_yaml
 
-from kdmarl_core.bundle import MANIFEST, load_policy
+from kdmarl_core.bundle import MANIFEST, Disturbance, load_policy
+from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.files import share_folder
-from kdmarl_core.team import load_team
-from kdmarl_ros import results
+from kdmarl_core.team import load_bundles, load_team
+from kdmarl_ros import results, topics
 from kdmarl_ros.recording import read_recording
 from kdmarl_ros.replay import replay
 from kdmarl_ros.team_topics import recorded_topics
@@ -66,6 +67,50 @@ def test_limits_of_a_robot_hold_in_its_replay_too(domain, bundles, kdmarl, tmp_p
         recording._replace(parameters={}), load_policy(bundles / "robot_0"), str(path)
     )
     assert unlimited.difference is not None
+
+
+@pytest.mark.parametrize("disturbance", [Disturbance(), Disturbance(0.3, 2)])
+def test_what_robots_told_each_other_is_recorded_and_replayed(
+    domain, write_bundles, kdmarl, patient, tmp_path, disturbance
+):
+    """Also with loss and delay that are rehearsed; the same as offline."""
+    team_file = write_yaml(tmp_path / "talking.yaml", TALKING_TEAM)
+    team = load_team(str(team_file))
+    bundles = write_bundles(team)
+    values = {
+        "sensor_reliability": "reliable",
+        "message_loss": disturbance.loss,
+        "message_delay_steps": disturbance.delay_steps,
+    }
+    of_type = tmp_path / "robots" / "types" / "slow.yaml"
+    write_yaml(of_type, {"/**/policy": {"ros__parameters": values}})
+    done = kdmarl(
+        "swarm", "--team", str(team_file), "--bundles", str(bundles), "--episodes", str(EPISODES),
+        *patient, "--record", "--output", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    player = BundlePlayer(load_bundles(team, bundles), team, disturbance)
+    offline = list(play(team.task.make_reference(), player, episodes=EPISODES, seed=0))
+    flown = results.read(tmp_path / "out" / "episodes.jsonl")
+    assert [[list(joint) for joint in episode.actions] for episode in flown] == [
+        episode.actions for episode in offline
+    ]
+    path = tmp_path / "out" / "recording.mcap"
+    done = kdmarl("replay", str(path), "--bundle", str(bundles), "--json")
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout):
+        assert found["compared"] >= EPISODES * STEPS
+        assert (found["unknown"], found["difference"]) == (0, None)
+    # Negative control: robots that had heard nothing, or all of it, would have done other things.
+    recording, listener = read_recording(path), load_policy(bundles / "robot_2")
+    told = f"/{topics.of_robot('robot_0', topics.MESSAGE)}"
+    silent = [message for message in recording.messages if message.topic != told]
+    assert len(recording.messages) - len(silent) == EPISODES * STEPS
+    others = [recording._replace(messages=silent)]
+    if disturbance.loss:
+        others.append(recording._replace(parameters={}))
+    for other in others:
+        assert replay(other, listener, str(path)).difference is not None
 
 
 @pytest.mark.parametrize("place", ["full disk", "read-only"])
