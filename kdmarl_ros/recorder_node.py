@@ -26,10 +26,19 @@ from kdmarl_ros.parameters import RecorderParameters, declare, refuse_undeclared
 from kdmarl_ros.recording import Channel, RecordingWriter
 from kdmarl_ros.spin import Stop
 from kdmarl_ros.spin import main as spin_main
-from kdmarl_ros.team_topics import action_topics, recorded_topics, sensor_topics
+from kdmarl_ros.team_topics import (
+    action_topics,
+    message_topics,
+    model_topics,
+    recorded_topics,
+    sensor_topics,
+)
 
 POLL_S = 0.003
 LOOK_FOR_ROBOTS_S = 0.02
+# At the end: so long must nothing come any more, and so long it is waited for that.
+QUIET_S = 0.1
+LEAVE_S = 1.0
 
 
 class RecorderNode(Node):
@@ -46,8 +55,15 @@ class RecorderNode(Node):
         refuse_undeclared(self)
         team = load_team(given.team)
         self._topics = recorded_topics(team)
-        self._actions = [topic.name for topic in action_topics(team)]
-        self._before_sensors = len(self._topics) - len(sensor_topics(team))
+        self._sensors = len(self._topics) - len(sensor_topics(team))  # the first of them
+        models = model_topics(team)
+        self._models = [number for number, topic in enumerate(self._topics) if topic in models]
+        self._awaited = [
+            topic.name
+            for some in (action_topics, message_topics, sensor_topics)
+            for topic in some(team)
+        ]
+        self._awaited.append(topics.STEP)
         self._path = Path(given.recording)
         channels = [
             Channel(f"/{topic.name.strip('/')}", _type_name(topic.kind), topic.offered)
@@ -58,7 +74,7 @@ class RecorderNode(Node):
             for robot in team.robots
         }
         self._heard: list[Subscription[Any]] = []
-        self._count = 0
+        self._taken = [0] * len(self._topics)
         try:
             self._writer = RecordingWriter(
                 self._path, channels, manifests, json.loads(given.robots)
@@ -68,24 +84,38 @@ class RecorderNode(Node):
 
     def run(self, stop: Stop) -> None:
         """Record until asked to stop, then what is still on its way."""
-        self._listen(0, self._before_sensors)
-        # The bridge begins when its sensor topics are listened to: by then, the robots' answers
-        # must be heard.
-        while not (stop.requested or all(map(self.count_publishers, self._actions))):
-            time.sleep(LOOK_FOR_ROBOTS_S)
-        self._listen(self._before_sensors, len(self._topics))
+        self._listen(0, self._sensors)
         try:
-            while self._take_all() or not stop.requested:
+            while not (stop.requested or self._misses_nothing()):
+                self._take_all()
+                time.sleep(LOOK_FOR_ROBOTS_S)
+            self._listen(self._sensors, len(self._topics))
+            while not stop.requested:
+                self._take_all()
+                time.sleep(POLL_S)
+            left_s = quiet_s = time.monotonic()
+            while (now_s := time.monotonic()) < min(quiet_s + QUIET_S, left_s + LEAVE_S):
+                if self._take_all():
+                    quiet_s = now_s
                 time.sleep(POLL_S)
             self._writer.close()
         except OSError as error:
             self._writer.abandon()
             raise self._stopped(error) from None
-        self.get_logger().info(f"{self._path}: {self._count} messages recorded")
+        self.get_logger().info(f"{self._path}: {sum(self._taken)} messages recorded")
 
     def close(self) -> None:
         """Nothing moves without the recorder."""
         self._writer.abandon()
+
+    def _misses_nothing(self) -> bool:
+        """Whether the run may begin, as it does when sensors are listened to.
+
+        A robot whose model has come, which is latched, has found the subscription to it, and those
+        that were made before. And a subscription hears at once whom this process has found before.
+        """
+        found = all(self._taken[model] for model in self._models)
+        return found and all(map(self.count_publishers, self._awaited))
 
     def _listen(self, first: int, last: int) -> None:
         for name, kind, offered in self._topics[first:last]:
@@ -102,7 +132,7 @@ class RecorderNode(Node):
 
     def _take_all(self) -> int:
         """Write everything that waits; returns how much it was."""
-        before = self._count
+        before = sum(self._taken)
         for channel, subscription in enumerate(self._heard):
             handle = subscription.handle
             while taken := handle.take_message(subscription.msg_type, True):
@@ -110,13 +140,13 @@ class RecorderNode(Node):
                 self._writer.write(
                     channel, data, info["received_timestamp"], info["source_timestamp"]
                 )
-                self._count += 1
-        return self._count - before
+                self._taken[channel] += 1
+        return sum(self._taken) - before
 
     def _stopped(self, error: OSError) -> UserError:
         return UserError(
-            f"{self._path}: recording ended after {self._count} messages ({error.strerror}); the "
-            "run goes on without it"
+            f"{self._path}: recording ended after {sum(self._taken)} messages ({error.strerror}); "
+            "the run goes on without it"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
 from visualization_msgs.msg import MarkerArray
 
 from kdmarl_core.team import Robot, Team
@@ -55,8 +56,20 @@ def message_topics(team: Team) -> list[TeamTopic]:
     ]
 
 
+def model_topics(team: Team) -> list[TeamTopic]:
+    """All topics on which robots say what model they fly."""
+    return [
+        TeamTopic(topics.of_robot(robot.name, topics.MODEL), String, qos.LATCHED)
+        for robot in team.robots
+    ]
+
+
 def recorded_topics(team: Team) -> list[TeamTopic]:
-    """What a recording holds: the robots' inputs come last, as the recorder listens in order."""
+    """What a recording holds, in the order in which the recorder listens to it.
+
+    Models come behind all else that robots send, and sensors last: it tells by the first that it
+    has been found, and the run begins with the others.
+    """
     return [
         *action_topics(team),
         *message_topics(team),
@@ -64,5 +77,6 @@ def recorded_topics(team: Team) -> list[TeamTopic]:
         TeamTopic(topics.CLOCK, Clock, qos.CLOCK),
         TeamTopic(topics.MARKERS, MarkerArray, qos.LATCHED),
         TeamTopic(topics.DIAGNOSTICS, DiagnosticArray, qos.DIAGNOSTICS),
+        *model_topics(team),
         *sensor_topics(team),
     ]
