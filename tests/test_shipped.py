@@ -112,7 +112,7 @@ def test_the_shipped_recipe_keeps_95_percent(tmp_path, monkeypatch):
         resume=False,
         buffer=None,
         episodes=500,
-        threads=2,
+        threads=1,
         seed=1,
     )
     assert {item.draft.student.width for item in done.exported} == {32}

@@ -108,6 +108,7 @@ def test_in_real_time_nobody_waits_for_a_robot_that_was_killed(watcher, robot, b
     bridge("-p", "mode:=real_time", "-p", "rate_hz:=25.0", "-p", "episodes:=1000",
            "-p", "step_deadline_s:=0.5")  # fmt: skip
     watcher.more_steps(10)
+    watcher.until(lambda: watcher.actions)  # of another robot: that one has been found
     children["robot_0"].kill()
     watcher.until(lambda: any("robot_0 is not there" in text for text in watcher.bridge))
     # The others are answered at the rate of the bridge, which goes on.
