@@ -136,15 +136,18 @@ def draw(
             ha="right" if on_left else "left",
             fontsize=8,
         )
+    most = max((played.bits_per_second for played in found), default=0.0)
+    end = 1.15 * most + 1
     if bound and teacher and random:
         share = normalised_retention(bound.scores, teacher.scores, random.scores)
         if share is not None:
-            axes.axhline(100 * share.value, color="#aa3377", linestyle="--", linewidth=1)
+            height = 100 * share.value
+            axes.axhline(height, color="#aa3377", linestyle="--", linewidth=1)
+            # On the right, away from what silence keeps.
             axes.annotate(
-                "bound without messages", (0, 100 * share.value), fontsize=8, va="bottom"
+                "bound without messages ", (end, height), fontsize=8, ha="right", va="bottom"
             )
     axes.set(title=title, xlabel="bits per second and robot", ylabel="retention, %")
-    most = max((played.bits_per_second for played in found), default=0.0)
-    axes.set_xlim(-0.03 * most - 1, 1.15 * most + 1)
+    axes.set_xlim(-0.03 * most - 1, end)
     axes.grid(visible=True, color="#eeeeee")
     save_png(figure, path)
