@@ -132,7 +132,7 @@ class RecorderNode(Node):
 
     def _take_all(self) -> int:
         """Write everything that waits; returns how much it was."""
-        before = sum(self._taken)
+        count = 0
         for channel, subscription in enumerate(self._heard):
             handle = subscription.handle
             while taken := handle.take_message(subscription.msg_type, True):
@@ -141,7 +141,8 @@ class RecorderNode(Node):
                     channel, data, info["received_timestamp"], info["source_timestamp"]
                 )
                 self._taken[channel] += 1
-        return sum(self._taken) - before
+                count += 1
+        return count
 
     def _stopped(self, error: OSError) -> UserError:
         return UserError(

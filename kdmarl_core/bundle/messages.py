@@ -178,13 +178,9 @@ class Inbox:
 
     def begin(self, episode: int) -> None:
         """Forget everything: an episode begins. Only what peers have said in it already counts."""
-        if episode == self._episode + 1:
-            self._kept, self._early = self._early, self._kept
-        else:
-            for kept in self._kept:
-                kept.clear()
-        for early in self._early:
-            early.clear()
+        nothing: list[dict[int, Values]] = [{} for _ in self.peers]
+        self._kept = self._early if episode == self._episode + 1 else nothing
+        self._early = [{} for _ in self.peers]
         self._before, self._episode = self._episode, episode
         self.ages = [peer.hold_steps + 1 for peer in self.peers]
 
@@ -195,8 +191,8 @@ class Inbox:
 
         Messages may come in any order; those of steps that have yet to come are kept for them, as
         are those of the next episode, which a peer may be in already. But if an episode is played
-        once more, they are of the last time. What is dropped for no fault
-        has an empty word: the last ones of the episode before, and losses that are rehearsed.
+        once more, they are of the last time. What is dropped for no fault has an empty word: the
+        last ones of the episode before, and losses that are rehearsed.
 
         Args:
             index: of the peer.

@@ -118,8 +118,8 @@ class GruSteps:
         self._back = self._state_weight.transpose(1, 2)
         self.to_state = torch.zeros_like(self._state)  # what later steps owe to the state before
         of_input, of_state = (self._parts[:, :, some].flatten(2, 3) for some in _SIDES)
-        self._parts_by_step: list[tuple[Tensor, ...]]
-        self._parts_by_step = list(zip(self._parts, of_input, of_state, strict=True))
+        by_step = zip(self._parts, of_input, of_state, strict=True)
+        self._parts_by_step: list[tuple[Tensor, ...]] = list(by_step)
 
     def backward(self, t: int, gradient: Tensor) -> Tensor:
         """Gradients of the inputs' parts of a step, [N, 3 W, B].

@@ -147,8 +147,15 @@ class StudentTeam(nn.Module):
         sensed = torch.baddbmm(sensed, self.message_ages, wiring.ages(delivery))
         routes = wiring.routes(delivery)
         told = unroll(
-            *(sensed, self.message_values, core, self.message_head, begins, state, routes),
-            *(delivery.levels, mail),
+            sensed,
+            self.message_values,
+            core,
+            self.message_head,
+            begins,
+            state,
+            routes,
+            delivery.levels,
+            mail,
         )
         last = told.embedding[..., -begins.shape[1] :] if self.recurrent else state
         return told.embedding, last, told
