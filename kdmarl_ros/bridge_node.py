@@ -74,7 +74,10 @@ class BridgeNode(Node):
         self._env = self._team.task.make_reference()
         self._links = self._make_links()
         self._step_result = self.create_publisher(
-            StepResult, topics.STEP, qos.STEP_RESULT, event_callbacks=NO_EVENTS
+            StepResult,
+            topics.STEP,
+            qos.kept(qos.STEP_RESULT, for_recorder=self._given.recorded),
+            event_callbacks=NO_EVENTS,
         )
         self._clock_topic = self.create_publisher(
             Clock, topics.CLOCK, qos.CLOCK, event_callbacks=NO_EVENTS
@@ -161,7 +164,10 @@ class BridgeNode(Node):
             safe = robot.agent.actions.index(robot.safe_action)
             disturbance = Disturbance(self._given, index, safe)
             masked = self._team.task.spec.legal_actions_vary
-            links.append(RobotLink(self, robot, sensors, disturbance, masked=masked))
+            recorded = self._given.recorded
+            links.append(
+                RobotLink(self, robot, sensors, disturbance, masked=masked, recorded=recorded)
+            )
         return links
 
     def _spin(self, timeout_s: float) -> None:

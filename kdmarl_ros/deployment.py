@@ -35,7 +35,7 @@ PACKAGE = "kdmarl_ros"
 RECORDING = "recording.mcap"
 SIM_TIME = "use_sim_time"  # rclpy's own
 ALLOW_UNSECURED = "allow_unsecured_middleware"
-TIMING = ("mode", "rate_hz")  # what robots and bridge must be told alike
+TOLD_ALIKE = ("mode", "rate_hz", "recorded")  # robots and the bridge
 
 
 class SecurityPlan(NamedTuple):
@@ -152,7 +152,7 @@ def plan_swarm(
         results: the bridge's results file.
         task: what the team must play; empty: whatever its file says.
         overrides: parameters of every robot that win over its files; the bridge goes by its
-            `TIMING`, too.
+            `TOLD_ALIKE`, too.
         simulation: further parameters of the bridge, such as `SimulationSettings`.
         security: what is asked of bundles and of the middleware.
         recording: file that receives all messages of the run, if any.
@@ -173,6 +173,8 @@ def plan_swarm(
     files = robots_folder(robots)
     names = [robot.name for robot in checked.robots]
     refuse_strangers(files, names)
+    if recording:
+        overrides = {**overrides, "recorded": True}
     told = {**overrides, **security.parameters()}
     planned = [_robot_of(robot, files, folder, told) for robot in checked.robots]
     policies = load_bundles(checked, folder, {robot.name: robot.trust for robot in planned})
@@ -191,7 +193,7 @@ def plan_swarm(
             "results": str(results.absolute()),
             "episodes": episodes,
             "seed": seed,
-            **{key: overrides[key] for key in TIMING if key in overrides},
+            **{key: overrides[key] for key in TOLD_ALIKE if key in overrides},
             **simulation,
             **({"security": security.level} if security.level else {}),
         },
@@ -202,7 +204,6 @@ def plan_swarm(
     if recording:
         if importlib.util.find_spec("mcap") is None:
             raise UserError("recording needs the Python package mcap; install kdmarl[record]")
-        bridge.parameters["recorded"] = True
         recorder = Process(
             executable="recorder_node",
             name=topics.RECORDER_NODE,

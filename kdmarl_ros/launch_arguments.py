@@ -8,7 +8,7 @@ from typing import Any
 
 from kdmarl_core.bundle import SECURITY
 from kdmarl_core.errors import UserError, unknown
-from kdmarl_ros.deployment import ALLOW_UNSECURED, SIM_TIME, SecurityPlan, in_time
+from kdmarl_ros.deployment import ALLOW_UNSECURED, RECORDING, SIM_TIME, SecurityPlan, in_time
 from kdmarl_ros.parameter_files import Value
 from kdmarl_ros.simulation import SimulationSettings
 
@@ -19,6 +19,7 @@ ROBOT = (
     ("real_time", "false", "act at a rate instead of once per step; false: as configured"),
     ("rate", "", "decisions per second in real time; empty: as configured"),
     (SIM_TIME, "false", "stamp with the time of /clock, which the bridge publishes"),
+    ("record", "false", f"keep what a recorder has yet to get; a swarm writes {RECORDING}"),
     ("log_level", "info", f"one of: {', '.join(LOG_LEVELS)}"),
     ("respawn", "false", "start a robot's node again when it ends"),
     ("security", "", "off, check or enforce; empty: as the parameter files say"),
@@ -43,6 +44,8 @@ def overrides(arguments: Mapping[str, str]) -> dict[str, Value]:
         switch("real_time", arguments["real_time"]),
         number("rate", rate, float) if rate else None,
     )
+    if switch("record", arguments["record"]):
+        told["recorded"] = True
     return {SIM_TIME: switch(SIM_TIME, arguments[SIM_TIME]), **told}
 
 

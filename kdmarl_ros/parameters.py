@@ -125,6 +125,10 @@ class PolicyParameters:
     allow_unsecured_middleware: bool = described(
         "enforce signatures although the middleware does not secure topics", False
     )
+    recorded: bool = described(
+        "keep actions and messages until those who listen have got them, a recorder among them",
+        False,
+    )
 
     def __post_init__(self) -> None:
         if self.on_stall == "other_action" and not self.stall_action:
@@ -191,7 +195,10 @@ class BridgeParameters(SimulationSettings):
     state_directory: str = described(
         "folder of what outlives the node, such as a stop; empty: ~/.ros/kdmarl/domain_<id>", ""
     )
-    recorded: bool = described("wait for the recorder before the first episode", False)
+    recorded: bool = described(
+        "wait for the recorder before the first episode, and keep for it what it has yet to get",
+        False,
+    )
     security: str = described("enforce: refuse to run on open topics", "off", choices=SECURITY)
     allow_unsecured_middleware: bool = described(
         "run with enforced security although the middleware does not secure topics", False

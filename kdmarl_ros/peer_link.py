@@ -22,8 +22,14 @@ from kdmarl_ros.spin import Polled
 class PeerLink:
     """See the module's docstring. Messages wait until they are fetched, and wake nobody up."""
 
-    def __init__(self, node: Node, manifest: Manifest) -> None:
-        """Make the topics that a robot's manifest lists; none for a robot without messages."""
+    def __init__(self, node: Node, manifest: Manifest, *, recorded: bool) -> None:
+        """Make the topics that a robot's manifest lists; none for a robot without messages.
+
+        Args:
+            node: theirs.
+            manifest: the robot's.
+            recorded: others than its peers get its messages, too.
+        """
         self._node = node
         own = node.get_namespace()
         self._receivers = {  # namespaces of those who are to listen
@@ -46,7 +52,10 @@ class PeerLink:
         self._told: Publisher[PeerMessage] | None = None
         if manifest.message:
             self._told = node.create_publisher(
-                PeerMessage, topics.MESSAGE, qos.MESSAGE, event_callbacks=qos.NO_EVENTS
+                PeerMessage,
+                topics.MESSAGE,
+                qos.kept(qos.MESSAGE, for_recorder=recorded),
+                event_callbacks=qos.NO_EVENTS,
             )
 
     @property

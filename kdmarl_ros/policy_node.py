@@ -140,7 +140,7 @@ class PolicyNode(ManagedNode):
         manifest = policy.manifest
         self._rate_hz = given.rate_hz or manifest.rate_hz
         self._timeout_s = given.timeout_s or default_timeout_s(self._rate_hz)
-        self._peers = PeerLink(self, manifest)
+        self._peers = PeerLink(self, manifest, recorded=given.recorded)
         self._entities.append(self._peers.close)
         self._runtime = PolicyRuntime(policy, self._settings(manifest), self._peers.hear)
         refuse_undeclared(self)
@@ -150,7 +150,9 @@ class PolicyNode(ManagedNode):
                 REAL_SENSOR_HZ if given.sensor_map else FLOOD_PERIODS * self._rate_hz
             )
         self._console.allow_overrides(len(manifest.actions), given.override_timeout_s)
-        self._action = self.create_lifecycle_publisher(AgentAction, topics.ACTION, qos.ACTION)
+        self._action = self.create_lifecycle_publisher(
+            AgentAction, topics.ACTION, qos.kept(qos.ACTION, for_recorder=given.recorded)
+        )
         self._message = AgentAction()
         self._model = self.create_publisher(
             String, topics.MODEL, qos.LATCHED, event_callbacks=NO_EVENTS

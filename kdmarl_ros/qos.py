@@ -12,8 +12,9 @@ RELIABILITIES = {
 # A process that is killed is missed after this time; discovery alone takes 20 s to notice.
 LEASE_S = 1.0
 
-
-RECORDER_DEPTH = 1000
+# As many messages of a topic may be on their way to a recorder that a busy machine holds up: those
+# of some seconds.
+RECORDED_DEPTH = 1000
 
 
 def sensor(reliability: str) -> QoSProfile:
@@ -21,10 +22,22 @@ def sensor(reliability: str) -> QoSProfile:
     return QoSProfile(depth=1, reliability=RELIABILITIES[reliability])
 
 
+def kept(offered: QoSProfile, *, for_recorder: bool) -> QoSProfile:
+    """For publishers: in a recorded run nothing is given up that the recorder has yet to get.
+
+    In others it is: what got lost on the air and is no longer the newest would only delay what is.
+    """
+    return recorded(offered) if for_recorder else offered
+
+
 def recorded(offered: QoSProfile) -> QoSProfile:
-    """A subscription that matches what is offered and holds what a recorder has yet to take."""
+    """The same with room for what a recorder has yet to get, or to take."""
     return QoSProfile(
-        depth=RECORDER_DEPTH, reliability=offered.reliability, durability=offered.durability
+        depth=RECORDED_DEPTH,
+        reliability=offered.reliability,
+        durability=offered.durability,
+        liveliness=offered.liveliness,
+        liveliness_lease_duration=offered.liveliness_lease_duration,
     )
 
 

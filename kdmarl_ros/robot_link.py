@@ -36,8 +36,18 @@ class RobotLink:
         disturbance: Disturbance,
         *,
         masked: bool,
+        recorded: bool,
     ) -> None:
-        """Make the topics of one robot; `masked` if it must be told its legal actions."""
+        """Make the topics of one robot.
+
+        Args:
+            node: theirs.
+            robot: whose topics.
+            sensors: what it senses of an observation.
+            disturbance: what becomes of its inputs and actions.
+            masked: it must be told its legal actions.
+            recorded: somebody else gets all its inputs, too.
+        """
         self.robot, self.sensors = robot, sensors
         self.disturbance = disturbance
         self._node = node
@@ -53,11 +63,12 @@ class RobotLink:
         self._legal: Booleans = np.ones(len(robot.agent.actions), np.bool_)
         self._sensed_parts = [sensors.parts[block.name] for block in robot.sensors]
         names = topics.inputs((block.name for block in robot.blocks), masked=masked)
+        profile = qos.kept(qos.sensor("reliable"), for_recorder=recorded)
         self._blocks: dict[str, tuple[Publisher[FeatureBlock], FeatureBlock]] = {}
         for name in names:
             topic = topics.of_robot(robot.name, topics.sensor(name))
             publisher = node.create_publisher(
-                FeatureBlock, topic, qos.sensor("reliable"), event_callbacks=qos.NO_EVENTS
+                FeatureBlock, topic, profile, event_callbacks=qos.NO_EVENTS
             )
             self._blocks[name] = (publisher, FeatureBlock())
         self._subscription = node.create_subscription(

@@ -28,7 +28,6 @@ ARGUMENTS = (
     ("seed", "0", "base seed of the episodes"),
     ("results", "episodes.jsonl", "file that gets one JSON line per finished episode"),
     ("hosted", "false", "all robots in one process, for a fleet"),
-    ("record", "false", f"record all messages into {RECORDING} beside the results"),
     *launch_arguments.SIMULATION,
     *launch_arguments.ROBOT,
 )
