@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from helpers import (
 
 from kdmarl_core.distil import run as distil_run
 from kdmarl_core.distil.offline import learn_offline
-from kdmarl_core.experiments import cells
+from kdmarl_core.experiments import cells, messages
+from kdmarl_core.experiments.cells import Cell
+from kdmarl_core.experiments.messages import Case, Played
+from kdmarl_core.experiments.table import RowCells, summary
 from kdmarl_core.files import share_folder
 from kdmarl_core.metrics import normalised_retention
 from kdmarl_core.schema import read_json
@@ -89,6 +93,7 @@ def table(kdmarl, tmp_path, monkeypatch):
             },
             "disturbances": {"all lost": {"loss": 1.0}, "2 steps late": {"delay_steps": 2}},
             "disturbed": {paths[1]: ["2 int8"]},
+            "at_a_glance": ["silent", "2 int8"],
         },
     }  # fmt: skip
     plan_path = write_yaml(tmp_path / "plan.yaml", plan)
@@ -181,7 +186,16 @@ def test_the_page(table, tmp_path):
     page = tmp_path / "work" / "docs" / "results.md"
     page.parent.mkdir()
     page.write_text("Before.\n<!-- table -->\nold\n<!-- end of table -->\nAfter.\n")
+    glance = tmp_path / "work" / "README.md"
+    glance.write_text("<!-- table -->\nold\n<!-- end of table -->\n")
     assert table("--compute", "given", "--write").code == 0
+    assert glance.read_text() == (
+        "<!-- table -->\n"
+        "| task | FO | LH groups | fewer FLOPs |\n"
+        "| --- | --- | --- | --- |\n"
+        f"| {TASK} |  |  |  |\n"  # no students yet
+        "<!-- end of table -->\n"
+    )
     text = page.read_text()
     assert text.startswith("Before.\n<!-- table -->\n## mpe/simple_spread\n")
     assert text.endswith("<!-- end of table -->\nAfter.\n")
@@ -189,6 +203,43 @@ def test_the_page(table, tmp_path):
     assert "| LH groups |" in text
     assert "assistant" not in text  # nobody has been taught by one
     assert "| 94.8 |" in text  # the source's own: 46 / 48.5
+
+
+def cell(score, flops=0.0):
+    return Cell({}, (score,) * 4, (), flops, 0.0, "")
+
+
+def test_what_messages_come_to():
+    def played(variant, disturbance, *scores):
+        return Played(Case(variant, disturbance), 0, 0.0, tuple(map(cell, scores)))
+
+    found = [played("silent", "", 0.0, 2.0), played("1", "", 6.0), played("1", "lost", 1.0)]
+    variants = ("silent", "1", "2")
+    line = messages.summary("t", found, variants, cell(10.0), cell(-10.0), cell(4.0))
+    assert line == ["t", "55.0", "80.0", "", "70.0"]
+    assert messages.summary("t", found, variants, cell(10.0), cell(-10.0), None)[-1] == ""
+
+
+def test_what_the_table_comes_to():
+    """Of students of teacher and assistant the better ones; bounds in brackets."""
+
+    def row(setting, score, *, assisted=False, bound=None):
+        told = SimpleNamespace(task="t", setting=setting, assisted=assisted)
+        students = () if score is None else (cell(score, 5.0), cell(score, 3.0))
+        best, worst = cell(10.0, 40.0), cell(-10.0)
+        return RowCells(told, best, worst, students, bound and cell(bound))
+
+    found = [
+        row("FO", 9.0),
+        row("LH", 2.0, bound=4.0),
+        row("LH", 3.0, assisted=True, bound=4.0),
+        row("LH+A", 2.0, bound=4.0),
+        row("LH+A", None, assisted=True, bound=4.0),
+        row("none", None),
+    ]
+    assert summary(found, ("FO", "LH", "LH+A", "none")) == [
+        ["t", "95.0", "65.0* (70.0)", "60.0 (70.0)", "", "10.0 to 10.0 times"]
+    ]
 
 
 def test_a_task_whose_teacher_has_yet_to_be_trained_is_left_out(table, tmp_path):
@@ -311,7 +362,12 @@ def test_messages(table, tmp_path):
     done = table(*asked, command="messages")
     assert done.code == 0, done.err
     assert "old" in page.read_text()
+    glance = tmp_path / "work" / "README.md"
+    glance.write_text("<!-- messages -->\nold\n<!-- end of messages -->\n")
     assert table("--write", command="messages").code == 0
+    header, _, line = glance.read_text().splitlines()[1:-1]
+    assert header == "| team | silent | 2 int8 | bound without messages |"
+    assert line.startswith(f"| {blind} |")
     found = message_cells(tmp_path)
     assert sorted(found) == [
         "messages-blind-2_int8-0",

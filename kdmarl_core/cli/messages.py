@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import print_json, print_table, progress_bar
 from kdmarl_core.cli.table import (
+    GLANCE,
     PAGE,
     add_cell_options,
     distil_reporter,
@@ -36,7 +37,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--variants", nargs="+", default=[], help="default: all of the plan")
     parser.add_argument("--compute", action="store_true", help="distil what is missing")
     parser.add_argument(
-        "--write", action="store_true", help=f"put tables into {PAGE}, pictures beside it"
+        "--write",
+        action="store_true",
+        help=f"put tables into {PAGE} and {GLANCE}, pictures beside",
     )
     parser.set_defaults(command=messages_command)
 
@@ -46,7 +49,7 @@ def messages_command(arguments: argparse.Namespace) -> None:
     from kdmarl_core.errors import unknown
     from kdmarl_core.experiments import messages
     from kdmarl_core.experiments.plan import load_plan
-    from kdmarl_core.experiments.table import markdown, put_between
+    from kdmarl_core.experiments.table import markdown, markdown_table, put_between
 
     refuse_partial_page(arguments, "teams", "variants", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
@@ -59,7 +62,7 @@ def messages_command(arguments: argparse.Namespace) -> None:
         for name in given:
             if name not in known:
                 raise unknown(kind, name, sorted(known))
-    parts = []
+    parts, glance = [], []
     with progress_bar() as bar:
         tables = {name: _team(name, plan, arguments, bar) for name in teams}
     if arguments.json:
@@ -78,6 +81,9 @@ def messages_command(arguments: argparse.Namespace) -> None:
         if there:
             lines = messages.page_rows(there, teacher, random)
             parts.append(markdown(f"Messages, {name}", lines, messages.HEADER))
+            glance.append(
+                messages.summary(name, there, plan.messages.at_a_glance, teacher, random, bound)
+            )
             # Variants that tell causes apart send the same bits: they stand in the table alone.
             drawn = [played for played in there if played.case.variant in plan.messages.variants]
             if arguments.write and any(played.bits_per_step for played in drawn):
@@ -85,6 +91,8 @@ def messages_command(arguments: argparse.Namespace) -> None:
                 parts.append(f"![Retention against bits per second](images/{picture.name})\n")
     if arguments.write:
         put_between(PAGE, "messages", "\n".join(parts))
+        header = ("team", *plan.messages.at_a_glance, messages.BOUND)
+        put_between(GLANCE, "messages", markdown_table(glance, header))
 
 
 def _team(

@@ -30,6 +30,7 @@ KINDS = ("given", "students", "bounds", "assisted")
 # Computes a cell while it moves one line (the second) of a progress bar (the first).
 Compute = Callable[[Any, Any], "Cell"]
 PAGE = Path("docs") / "results.md"
+GLANCE = Path("README.md")
 
 
 def add_command(commands: Any) -> None:
@@ -48,7 +49,11 @@ def add_command(commands: Any) -> None:
         help="cells to compute where they are missing: given (teacher and random actions), "
         "students, bounds, assisted (students of the bounds' policies)",
     )
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"put the table into {PAGE}, and what it comes to into {GLANCE}",
+    )
     parser.set_defaults(command=table_command)
 
 
@@ -74,7 +79,13 @@ def refuse_partial_page(arguments: argparse.Namespace, *options: str) -> None:
 def table_command(arguments: argparse.Namespace) -> None:
     """Compute what is asked for, then print what there is."""
     from kdmarl_core.experiments.plan import load_plan, rows
-    from kdmarl_core.experiments.table import HEADER, markdown, put_between
+    from kdmarl_core.experiments.table import (
+        HEADER,
+        markdown,
+        markdown_table,
+        put_between,
+        summary,
+    )
 
     refuse_partial_page(arguments, "tasks", "settings", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
@@ -94,6 +105,8 @@ def table_command(arguments: argparse.Namespace) -> None:
     if arguments.write:
         parts = [markdown(task, lines, HEADER) for task, lines in tables.items()]
         put_between(PAGE, "table", "\n".join(parts))
+        header = ("task", *plan.settings, "fewer FLOPs")
+        put_between(GLANCE, "table", markdown_table(summary(found, plan.settings), header))
 
 
 def _with_teachers(chosen: Sequence[Row]) -> Iterator[Row]:

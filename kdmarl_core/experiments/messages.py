@@ -14,6 +14,7 @@ from kdmarl_core.experiments.plan import Messages
 from kdmarl_core.metrics import normalised_retention, percent
 from kdmarl_core.team import Team
 
+BOUND = "bound without messages"
 HEADER = ("variant", "bits per robot and step", "bits/s", "score", "seeds", "retention %")
 
 
@@ -76,6 +77,23 @@ def page_rows(
             ]
         )
     return lines
+
+
+def summary(
+    team: str,
+    found: Sequence[Played],
+    variants: Sequence[str],
+    teacher: Cell | None,
+    random: Cell | None,
+    bound: Cell | None,
+) -> list[str]:
+    """One line: what a team keeps in each of these variants, and the bound without messages."""
+    students = {
+        played.case.variant: played.students for played in found if not played.case.disturbance
+    }
+    players = [*(students.get(name, ()) for name in variants), (bound,) if bound else ()]
+    kept = [scores.retention(cells, teacher, random) for cells in players]
+    return [team, *(f"{100 * share.value:.1f}" if share else "" for share in kept)]
 
 
 def figures(
@@ -144,9 +162,7 @@ def draw(
             height = 100 * share.value
             axes.axhline(height, color="#aa3377", linestyle="--", linewidth=1)
             # On the right, away from what silence keeps.
-            axes.annotate(
-                "bound without messages ", (end, height), fontsize=8, ha="right", va="bottom"
-            )
+            axes.annotate(f"{BOUND} ", (end, height), fontsize=8, ha="right", va="bottom")
     axes.set(title=title, xlabel="bits per second and robot", ylabel="retention, %")
     axes.set_xlim(-0.03 * most - 1, end)
     axes.grid(visible=True, color="#eeeeee")

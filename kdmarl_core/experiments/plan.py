@@ -99,6 +99,7 @@ class Messages:
     causes: dict[str, dict[str, Variant]]  # team -> further ones, which tell causes apart
     disturbances: dict[str, MessageDisturbance]
     disturbed: dict[str, tuple[str, ...]]  # team -> variants that also play disturbed
+    at_a_glance: tuple[str, ...]  # variants that say most
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "seeds")
@@ -110,6 +111,9 @@ class Messages:
             for name in names:
                 if name not in self.variants_of(team):
                     raise unknown("variant", name, self.variants_of(team), f"disturbed: {team}")
+        for name in self.at_a_glance:
+            if name not in self.variants:
+                raise unknown("variant", name, self.variants, "at_a_glance")
 
     def variants_of(self, team: str) -> dict[str, Variant]:
         """All variants of a team, by name."""
@@ -124,7 +128,7 @@ class Plan:
     settings: tuple[str, ...]
     tasks: dict[str, TaskPlan]
     ablation: Ablation
-    messages: Messages = Messages(1, {}, {}, {}, {}, {})
+    messages: Messages = Messages(1, {}, {}, {}, {}, {}, ())
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "episodes")

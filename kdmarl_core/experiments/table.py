@@ -5,6 +5,7 @@ Every figure of the page comes from a cell; a cell that is missing is an empty p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,10 +93,35 @@ def page_rows(cells: RowCells) -> list[str]:
     ]
 
 
+def summary(found: Sequence[RowCells], settings: Sequence[str]) -> list[list[str]]:
+    """One line per task: what students keep in each setting, and how many fewer FLOPs they take.
+
+    In percent, with the bound of the restriction in brackets. Of students of the teacher and those
+    of an assistant, the better ones, with an asterisk if it is those of an assistant.
+    """
+    best: dict[str, dict[str, tuple[float, RowCells]]] = {}
+    for cells in found:
+        kept = retention(cells)
+        row = best.setdefault(cells.row.task, {})
+        if kept and kept.value > row.get(cells.row.setting, (-math.inf,))[0]:
+            row[cells.row.setting] = (kept.value, cells)
+    lines = []
+    for task, row in best.items():
+        texts = [_at_a_glance(*row[setting]) if setting in row else "" for setting in settings]
+        fewer = [share for _, cells in row.values() if (share := _fewer_flops(cells)) is not None]
+        spread = f"{min(fewer):.1f} to {max(fewer):.1f} times" if fewer else ""
+        lines.append([task, *texts, spread])
+    return lines
+
+
 def markdown(title: str, table: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """A table with its heading."""
-    lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
-    return "\n".join([*lines, *map(_line, table), ""])
+    return f"## {title}\n\n{markdown_table(table, header)}"
+
+
+def markdown_table(table: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """A table."""
+    return "\n".join([_line(header), _line(["---"] * len(header)), *map(_line, table), ""])
 
 
 def put_between(page: Path, name: str, text: str) -> None:
@@ -130,10 +156,23 @@ def _percent(interval: Interval | None) -> str:
 def _flops(cells: RowCells) -> str:
     if not cells.students:
         return ""
-    own = float(np.mean([cell.flops_per_episode for cell in cells.students]))
-    if not cells.teacher:
-        return f"{own:,.0f}"
-    return f"{own:,.0f} ({cells.teacher.flops_per_episode / own:.1f}x fewer)"
+    own, fewer = _mean_flops(cells), _fewer_flops(cells)
+    return f"{own:,.0f}" + ("" if fewer is None else f" ({fewer:.1f}x fewer)")
+
+
+def _mean_flops(cells: RowCells) -> float:
+    return float(np.mean([cell.flops_per_episode for cell in cells.students]))
+
+
+def _fewer_flops(cells: RowCells) -> float | None:
+    """How many times as many the teacher takes."""
+    return cells.teacher.flops_per_episode / _mean_flops(cells) if cells.teacher else None
+
+
+def _at_a_glance(kept: float, cells: RowCells) -> str:
+    bound = bound_retention(cells)
+    by_assistant = "*" if cells.row.assisted else ""
+    return f"{100 * kept:.1f}{by_assistant}" + (f" ({100 * bound.value:.1f})" if bound else "")
 
 
 def _line(cells: Sequence[str]) -> str:
