@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 EXIT_USER_ERROR = 2
 
@@ -39,3 +39,12 @@ def unknown(kind: str, name: str, valid: Iterable[str], where: str = "") -> User
     """The error for a name that is not in a list of valid ones."""
     prefix = f"{where}: " if where else ""
     return UserError(f"{prefix}unknown {kind} '{name}'; {did_you_mean(name, valid)}")
+
+
+def refuse_unknown(
+    kind: str, names: Iterable[str], valid: Collection[str], where: str = ""
+) -> None:
+    """Raise a `UserError` for the first name that is not in a list of valid ones."""
+    for name in names:
+        if name not in valid:
+            raise unknown(kind, name, valid, where)

@@ -256,6 +256,7 @@ def test_a_task_whose_teacher_has_yet_to_be_trained_is_left_out(table, tmp_path)
         ("table", ("--tasks", TASK)),
         ("table", ("--seeds", "1")),
         ("ablation", ("--seeds", "1")),
+        ("ablation", ("--variants", "wide")),
         ("messages", ("--variants", "silent")),
     ],
 )
@@ -332,6 +333,8 @@ def test_ablation(table, tmp_path):
     assert figures[0]["change"] is None
     full, without = (line["retention"]["value"] for line in figures[:2])
     assert figures[1]["change"]["value"] == pytest.approx(without - full)
+    one = table("--json", "--variants", "wide", command="ablation")
+    assert [line["variant"] for line in json.loads(one.out)] == ["all terms", "wide"]
     inputs = {path.stem.split("-")[2]: json.loads(path.read_text())["inputs"] for path in kept}
     weights = inputs["without_kl"]["recipe"]["on_policy"]["weights"]
     assert weights["kl"] == 0
@@ -416,10 +419,16 @@ def test_messages(table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("--teams", "simple_sprea"), ("--variants", "2 int9")]
+    ("command", "option", "name"),
+    [
+        ("messages", "--teams", "simple_sprea"),
+        ("messages", "--variants", "2 int9"),
+        ("ablation", "--teams", "simple_sprea"),
+        ("ablation", "--variants", "without kul"),
+    ],
 )
-def test_unknown_names_of_messages(table, option, name):
-    done = table(option, name, command="messages")
+def test_unknown_teams_and_variants(table, command, option, name):
+    done = table(option, name, command=command)
     assert done.code == 2
     assert f"'{name}'" in done.err
 

@@ -15,6 +15,7 @@ from kdmarl_core.cli.table import (
     refuse_partial_page,
     shown,
 )
+from kdmarl_core.errors import refuse_unknown
 
 if TYPE_CHECKING:
     from kdmarl_core.distil.run import Work
@@ -32,6 +33,9 @@ def add_command(commands: Any) -> None:
     )
     add_cell_options(parser)
     parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
+    parser.add_argument(
+        "--variants", nargs="+", default=[], help="beside that with all terms; default: all"
+    )
     parser.add_argument("--compute", action="store_true", help="distil what is missing")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE}")
     parser.set_defaults(command=ablation_command)
@@ -39,16 +43,14 @@ def add_command(commands: Any) -> None:
 
 def ablation_command(arguments: argparse.Namespace) -> None:
     """Compute what is asked for, then print what there is."""
-    from kdmarl_core.errors import unknown
     from kdmarl_core.experiments.ablation import figures, page_rows
     from kdmarl_core.experiments.plan import load_plan
     from kdmarl_core.experiments.table import markdown, put_between
 
-    refuse_partial_page(arguments, "teams", "seeds")
+    refuse_partial_page(arguments, "teams", "variants", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
-    for name in arguments.teams:
-        if name not in plan.ablation.teams:
-            raise unknown("team", name, plan.ablation.teams)
+    refuse_unknown("team", arguments.teams, plan.ablation.teams)
+    refuse_unknown("variant", arguments.variants, plan.ablation.variants())
     with progress_bar() as bar:
         by_team = {
             name: _variants(name, plan, arguments, bar)
@@ -77,6 +79,7 @@ def _variants(
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.ablation import Distilled
+    from kdmarl_core.experiments.plan import ALL_ON
     from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
@@ -90,6 +93,8 @@ def _variants(
     known = cells.read_given(plain.task, card, plan.episodes, folder)
     found = []
     for title, variant in plan.ablation.variants().items():
+        if arguments.variants and title not in (ALL_ON, *arguments.variants):
+            continue
         team = load_team(name, variant.team)
         taught = load_teacher(find_teacher(team.teacher), spec)
         recipe = load_recipe(team.recipe, variant.recipe, variant.without)

@@ -15,7 +15,7 @@ from kdmarl_core.cli.table import (
     distil_reporter,
     refuse_partial_page,
 )
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import UserError, refuse_unknown
 
 if TYPE_CHECKING:
     from kdmarl_core.bundle import Disturbance
@@ -46,7 +46,6 @@ def add_command(commands: Any) -> None:
 
 def messages_command(arguments: argparse.Namespace) -> None:
     """Compute what is asked for, then print what there is."""
-    from kdmarl_core.errors import unknown
     from kdmarl_core.experiments import messages
     from kdmarl_core.experiments.plan import load_plan
     from kdmarl_core.experiments.table import markdown, markdown_table, put_between
@@ -54,14 +53,9 @@ def messages_command(arguments: argparse.Namespace) -> None:
     refuse_partial_page(arguments, "teams", "variants", "seeds")
     plan = load_plan(Path(arguments.plan) if arguments.plan else None)
     teams = arguments.teams or list(plan.messages.teams)
+    refuse_unknown("team", teams, plan.messages.teams)
     variants = {name for team in teams for name in plan.messages.variants_of(team)}
-    for kind, given, known in (
-        ("team", arguments.teams, plan.messages.teams),
-        ("variant", arguments.variants, variants),
-    ):
-        for name in given:
-            if name not in known:
-                raise unknown(kind, name, sorted(known))
+    refuse_unknown("variant", arguments.variants, sorted(variants))
     parts, glance = [], []
     with progress_bar() as bar:
         tables = {name: _team(name, plan, arguments, bar) for name in teams}

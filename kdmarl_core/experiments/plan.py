@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.errors import UserError, refuse_unknown
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import check_at_least, check_share, from_mapping, read_yaml
 from kdmarl_core.team import Team, load_team
@@ -104,16 +104,10 @@ class Messages:
     def __post_init__(self) -> None:
         check_at_least(1, self, "seeds")
         for key, teams in (("causes", self.causes), ("disturbed", self.disturbed)):
-            for team in teams:
-                if team not in self.teams:
-                    raise unknown("team", team, self.teams, key)
+            refuse_unknown("team", teams, self.teams, key)
         for team, names in self.disturbed.items():
-            for name in names:
-                if name not in self.variants_of(team):
-                    raise unknown("variant", name, self.variants_of(team), f"disturbed: {team}")
-        for name in self.at_a_glance:
-            if name not in self.variants:
-                raise unknown("variant", name, self.variants, "at_a_glance")
+            refuse_unknown("variant", names, self.variants_of(team), f"disturbed: {team}")
+        refuse_unknown("variant", self.at_a_glance, self.variants, "at_a_glance")
 
     def variants_of(self, team: str) -> dict[str, Variant]:
         """All variants of a team, by name."""
@@ -181,12 +175,8 @@ def rows(plan: Plan, tasks: list[str], settings: list[str]) -> Iterator[Row]:
     Raises:
         UserError: a task or setting is not in the plan.
     """
-    for name in tasks:
-        if name not in plan.tasks:
-            raise unknown("task", name, plan.tasks)
-    for name in settings:
-        if name not in plan.settings:
-            raise unknown("setting", name, plan.settings)
+    refuse_unknown("task", tasks, plan.tasks)
+    refuse_unknown("setting", settings, plan.settings)
     for task in plan.tasks:
         for setting in plan.settings:
             if (not tasks or task in tasks) and (not settings or setting in settings):
