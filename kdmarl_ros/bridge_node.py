@@ -46,6 +46,8 @@ from kdmarl_ros.spin import IDLE_WAKE_S, MessagesFirst, Stop
 from kdmarl_ros.spin import main as spin_main
 
 REPEAT_AFTER_S = 0.1
+OTHERS_HEARD = 4  # callbacks per step of a late bridge beside one for each robot's action
+LATE_WARNED_EVERY_S = 10.0
 DIAGNOSTICS_PERIOD_S = 1.0
 STATUS_COLOURS = {
     AgentAction.STATUS_POLICY: POLICY,
@@ -284,9 +286,21 @@ class BridgeNode(Node):
             self._spin(min(deadline_s, repeat_s) - now_s)
 
     def _await_tick(self, stop: Stop) -> None:
-        """Until the next period ends; a bridge that is late does not hurry to catch up."""
+        """Until the next period ends; a bridge that is late does not hurry to catch up.
+
+        It hears all the same what has come: each robot's newest action, and what people want.
+        """
         now_s = time.monotonic()
-        self._next_tick_s = max(self._next_tick_s + self._tick_s, now_s)
+        first, due_s = self._next_tick_s == 0.0, self._next_tick_s + self._tick_s
+        self._next_tick_s = max(due_s, now_s)
+        if due_s <= now_s and not first:
+            self.get_logger().warning(
+                "steps take longer than their period: the rate is not held",
+                throttle_duration_sec=LATE_WARNED_EVERY_S,
+            )
+            for _ in range(len(self._links) + OTHERS_HEARD):
+                self._spin(0.0)
+            return
         while now_s < self._next_tick_s and not stop.requested:
             self._spin(min(self._next_tick_s - now_s, IDLE_WAKE_S))
             now_s = time.monotonic()
@@ -315,7 +329,9 @@ class BridgeNode(Node):
     # People
 
     def _make_oversight(self) -> None:
-        self._stops = oversight.latch(self._given.state_directory, oversight.SWARM)
+        self._stops = oversight.latch(
+            self._given.state_directory, oversight.SWARM, oversight.SWARM
+        )
         self._stop_topic = self.create_publisher(
             Bool, topics.SWARM_STOP, qos.LATCHED, event_callbacks=NO_EVENTS
         )
@@ -328,11 +344,14 @@ class BridgeNode(Node):
         self.create_service(Trigger, topics.SINGLE_STEP, self._on_single_step)
 
     def _on_stop(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._stop_topic.publish(Bool(data=request.data))  # the robots first, the record after it
+        if request.data:  # the robots first, the record after it; a release the other way round
+            self._stop_topic.publish(Bool(data=True))
         trouble = self._stops.set(oversight.SWARM, request.data)
+        if not self._stops.stopped:
+            self._stop_topic.publish(Bool(data=False))
         response.success = not trouble
         response.message = trouble or (
-            f"stopped {self._stops.reason}" if request.data else "released"
+            f"stopped {self._stops.reason}" if self._stops.stopped else "released"
         )
         return response
 

@@ -45,9 +45,11 @@ class Console:
             node.create_subscription(
                 Bool, topic, hear, qos.ANY_PUBLISHER, event_callbacks=qos.NO_SUBSCRIPTION_EVENTS
             )
-            # Once more for those who asked before this node was there.
+            # Once more for those who asked before this node was there: for stops alone, since a
+            # release may be older than the stop that it would undo.
+            hear_earlier = functools.partial(self._on_earlier, who)
             latched = node.create_subscription(
-                Bool, topic, hear, qos.LATCHED, event_callbacks=qos.NO_SUBSCRIPTION_EVENTS
+                Bool, topic, hear_earlier, qos.LATCHED, event_callbacks=qos.NO_SUBSCRIPTION_EVENTS
             )
             group.be_patient(latched)
         node.create_service(SetBool, topics.EMERGENCY_STOP, self._on_stop_service)
@@ -78,6 +80,10 @@ class Console:
 
     def _on_stop(self, who: str, message: Bool) -> None:
         self._set_stop(who, message.data)
+
+    def _on_earlier(self, who: str, message: Bool) -> None:
+        if message.data:
+            self._set_stop(who, True)
 
     def _on_stop_service(
         self, request: SetBool.Request, response: SetBool.Response

@@ -29,15 +29,15 @@ class StopLatch:
     Without the file nothing is stopped; a file that cannot be understood stops.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the file, if there is one."""
+    def __init__(self, path: Path, owner: str = ROBOT) -> None:
+        """Read the file, if there is one; who releases one that is damaged is its `owner`."""
         self.path = path
         self._since: dict[str, str] = {}
         if path.exists():
             try:
                 self._since = {str(who): str(when) for who, when in read_json(path).items()}
             except UserError:
-                self._since = {ROBOT: "an unknown time: its record is damaged"}
+                self._since = {owner: "an unknown time: its record is damaged"}
 
     @property
     def stopped(self) -> bool:
@@ -69,21 +69,33 @@ class StopLatch:
         return ""
 
     def _keep(self, since: dict[str, str]) -> None:
-        if not since:
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if since:
+            temporary = self.path.with_suffix(".new")
+            with temporary.open("w") as file:
+                json.dump(since, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        else:
             self.path.unlink(missing_ok=True)
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".new")
-        with temporary.open("w") as file:
-            json.dump(since, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        for changed in (folder, folder.parent):  # of which the first may be new
+            _sync(changed)
 
 
-def latch(state_directory: str, name: str) -> StopLatch:
+def _sync(folder: Path) -> None:
+    """What a folder lists outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def latch(state_directory: str, name: str, owner: str = ROBOT) -> StopLatch:
     """The latch of a robot by its name, or of the swarm; an empty folder is the default one."""
-    return StopLatch(state_folder(state_directory) / f"{name}.stop.json")
+    return StopLatch(state_folder(state_directory) / f"{name}.stop.json", owner)
 
 
 class Override:

@@ -1,6 +1,7 @@
 """Small environments with the interfaces of PettingZoo and PyMARL, as others might write them."""
 
 import random
+import time
 
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
@@ -110,6 +111,18 @@ class Ambiguous(Corridors):
     def observation_space(self, agent):
         space = Box(0.0, 1.0, (1,))
         return Dict({"door-step": space, "door_step": space})
+
+
+class Tardy(Silent):
+    """Takes its time."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds = seconds
+
+    def step(self, actions):
+        time.sleep(self.seconds)
+        return super().step(actions)
 
 
 class Unwell(Silent):

@@ -183,7 +183,7 @@ def test_a_robot_listens_and_never_waits(robot, policy, episode):
 def test_a_team_is_linked_when_all_receivers_listen_whoever_else_does(robot, talking):
     """Two others, such as a recorder, listen to a robot with two receivers."""
     sender = rclpy.create_node("policy", namespace="/team/robot_1", context=robot.context)
-    link = PeerLink(sender, load_policy(talking / PEER).manifest)
+    link = PeerLink(sender, load_policy(talking / PEER).manifest, recorded=False)
     topic = sender.resolve_topic_name(topics.MESSAGE)
 
     others = [listen(robot.node, topic), listen(robot.node, topic)]

@@ -79,11 +79,11 @@ def until(condition, timeout_s=60.0):
 
 
 ROBOT_ARGUMENTS = {
-    *{"robots", "real_time", "rate", "use_sim_time", "log_level", "respawn"},
+    *{"robots", "real_time", "rate", "use_sim_time", "record", "log_level", "respawn"},
     *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
 }
 SWARM_ARGUMENTS = {
-    *{"team", "task", "bundles", "episodes", "seed", "results", "record", "hosted"},
+    *{"team", "task", "bundles", "episodes", "seed", "results", "hosted"},
     *{"sensor_delay_steps", "action_delay_steps", "sensor_noise", "sensor_loss"},
     "step_deadline_s",
 }

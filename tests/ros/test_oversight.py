@@ -14,7 +14,7 @@ from std_srvs.srv import SetBool
 from kdmarl_ros import qos, topics
 from kdmarl_ros.msg import AgentAction
 from kdmarl_ros.oversight import ROBOT as BY_ROBOT
-from kdmarl_ros.oversight import SWARM, Override, StopLatch
+from kdmarl_ros.oversight import SWARM, Override, StopLatch, latch
 
 SAFE, POLICY = AgentAction.STATUS_SAFE, AgentAction.STATUS_POLICY
 OVERRIDE = AgentAction.STATUS_OVERRIDE
@@ -117,6 +117,21 @@ def test_a_stop_that_was_asked_for_before_the_node_was_there(sensors, node):
 
 
 @pytest.mark.ros
+def test_a_release_of_long_ago_releases_nothing(sensors, node):
+    """Latched by whoever released a robot once, heard by the node that comes back stopped."""
+    for name, who in ((topics.EMERGENCY_STOP, BY_ROBOT), (topics.SWARM_STOP, SWARM)):
+        publisher = sensors.node.create_publisher(Bool, sensors.topic(name), qos.LATCHED)
+        publisher.publish(Bool(data=False))
+        assert latch("", ROBOT).set(who, True) == ""
+    node("-p", "mode:=real_time", "-p", "rate_hz:=50.0")
+    sensors.until_listened_to()
+    until_only(sensors, SAFE)
+    sensors.until_reported("stopped by robot since", meanwhile=sensors.send_new)
+    assert StopLatch(latch("", ROBOT).path).stopped
+    assert sensors.stopped == [True]
+
+
+@pytest.mark.ros
 def test_a_person_flies_as_long_as_commands_come(sensors, node):
     node("-p", "override_timeout_s:=0.3")
     sensors.until_listened_to()
@@ -212,10 +227,10 @@ def test_a_signal_in_any_phase_ends_in_the_safe_action(domain, start_node, bundl
 
 def test_stops_are_kept_by_who_asked(tmp_path):
     path = tmp_path / "deep" / "robot.json"
-    latch = StopLatch(path)
-    assert not latch.stopped
-    assert latch.set(BY_ROBOT, True) == ""
-    assert latch.set(SWARM, True) == ""
+    kept = StopLatch(path)
+    assert not kept.stopped
+    assert kept.set(BY_ROBOT, True) == ""
+    assert kept.set(SWARM, True) == ""
     again = StopLatch(path)
     assert again.stopped
     assert "by robot since" in again.reason
@@ -226,21 +241,23 @@ def test_stops_are_kept_by_who_asked(tmp_path):
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("owner", [BY_ROBOT, SWARM])
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00\x00", '"x"'])
-def test_a_damaged_record_stops(tmp_path, content):
+def test_a_damaged_record_stops_until_its_owner_releases_it(tmp_path, content, owner):
     path = tmp_path / "robot.json"
     path.write_text(content)
-    latch = StopLatch(path)
-    assert latch.stopped
-    latch.set(BY_ROBOT, False)
-    assert not StopLatch(path).stopped
+    kept = StopLatch(path, owner)
+    assert kept.stopped
+    assert kept.set(owner, False) == ""
+    assert not kept.stopped
+    assert not StopLatch(path, owner).stopped
 
 
 def test_a_stop_that_cannot_be_kept_holds_and_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    latch = StopLatch(tmp_path / "file" / "robot.json")
-    assert "cannot be written" in latch.set(BY_ROBOT, True)
-    assert latch.stopped
+    kept = StopLatch(tmp_path / "file" / "robot.json")
+    assert "cannot be written" in kept.set(BY_ROBOT, True)
+    assert kept.stopped
 
 
 def test_an_override_ends_by_itself():

@@ -117,6 +117,31 @@ def test_real_time_with_noise_and_loss_by_the_command_line(domain, bundles, kdma
         assert episode.steps == 25
 
 
+def test_a_simulator_that_is_late_hears_its_robots_all_the_same(
+    domain, write_bundles, kdmarl, monkeypatch, tmp_path
+):
+    """Each of its steps takes longer than a period: it never waits for the next one."""
+    robot = {"sensors": ["observation"], "student": {"network": "mlp", "width": 4}}
+    robots = {f"robot_{i}": {"agent": f"walker_{i}"} | robot for i in range(2)}
+    document = {
+        "task": "pettingzoo/foreign_envs:Tardy?seconds=0.03",
+        "teacher": "nobody",
+        "defaults": {"safe_action": "action_1"},
+        "robots": robots,
+    }
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(tests))
+    path = write_yaml(tmp_path / "walkers.yaml", document)
+    bundles = write_bundles(load_team(str(path)))
+    ended = kdmarl(
+        "swarm", "--team", str(path), "--bundles", str(bundles), "--episodes", "10",
+        "--real-time", "--rate", "50", "--json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    steps = sum(episode.steps for episode in flown_episodes(tmp_path, "walkers"))
+    assert json.loads(ended.stdout)["missed_deadlines"] < 0.5 * 2 * steps
+
+
 def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_path):
     command = ["swarm", "--team", "simple_spread", "--bundles", str(bundles)]
     swarm = subprocess.Popen(
