@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 
+from kdmarl_core.distil.coordination import role_scores
 from kdmarl_core.distil.expert_buffer import (
     ENVS,
     bytes_per_step,
@@ -162,7 +163,7 @@ def test_labels_are_the_teachers(taught, buffer, rollout):
         value = teacher.value(rollout.state)
     torch.testing.assert_close(labels.teacher.float(), logits.log_softmax(-1), **BFLOAT16)
     torch.testing.assert_close(
-        labels.roles.float(), embedding @ buffer.projection.T, atol=0.05, rtol=0.05
+        labels.roles.float(), role_scores(embedding, buffer.projection), atol=0.05, rtol=0.05
     )
     pairs = [(1, 0), (2, 0), (2, 1)]
     assert labels.cosines.shape[-1] == len(pairs)
@@ -249,6 +250,14 @@ def test_buffers_of_others_are_refused(taught, file, refusal, change, roles, wor
     assert "another --buffer file" in message
     for word in words:
         assert word in message
+
+
+def test_a_buffer_with_roles_of_an_earlier_revision_is_refused(taught, buffer, tmp_path, refusal):
+    earlier = buffer._replace(origin=dataclasses.replace(buffer.origin, role_revision=1))
+    save_buffer(earlier, tmp_path / "earlier.safetensors")
+    message = refusal(load_buffer, tmp_path / "earlier.safetensors", SPEC, taught[2], ROLES)
+    assert "role_revision" in message
+    assert "another --buffer file" in message
 
 
 def test_a_buffer_of_another_opponent_is_refused(taught, file, refusal):

@@ -10,7 +10,7 @@ import torch
 from helpers import OFF
 from torch.nn.functional import log_softmax
 
-from kdmarl_core.distil.coordination import fit_roles
+from kdmarl_core.distil.coordination import fit_roles, role_scores
 from kdmarl_core.distil.losses import (
     Terms,
     Weights,
@@ -268,14 +268,18 @@ def test_roles_by_hand():
     assert float(role_alignment(teacher, teacher, 2.0)) == 0.0
 
 
-def test_roles_are_clusters_of_the_teachers_embeddings():
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+def test_roles_are_clusters_of_the_teachers_embeddings(shift, seed):
+    """Wherever they lie: embeddings behind a ReLU are far from zero."""
     torch.manual_seed(0)
-    centres = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
+    centres = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 20.0]])
     member = torch.arange(300) % 3
     embedding = centres[member] + 0.1 * torch.randn(300, 3)
-    projection = fit_roles(embedding, roles=3, seed=0)
-    scores = embedding @ projection.T
-    assert float(scores.std()) == pytest.approx(1.0, abs=1e-5)
+    embedding[:, 0] += shift
+    scores = role_scores(embedding, fit_roles(embedding, roles=3, seed=seed))
+    differences = scores - scores.mean(1, keepdim=True)
+    assert float(differences.std()) == pytest.approx(1.0, abs=1e-4)
     chosen = scores.argmax(1)
     assert all(len(chosen[member == i].unique()) == 1 for i in range(3))
     assert len(chosen.unique()) == 3
@@ -291,11 +295,11 @@ def test_collapsed_roles_cost():
 def test_a_collapsed_role_projection_would_reward_collapse():
     """Negative control: why U_T is fitted and frozen, and what `fit_roles` must never give."""
     embedding = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    collapsed = torch.ones(4, 8)
+    collapsed = torch.ones(4, 8 + 1)
     fitted = fit_roles(embedding, roles=4, seed=0)
 
     def cost_of_indifference(projection):
-        scores = (embedding @ projection.T)[:, None]
+        scores = role_scores(embedding, projection)[:, None]
         return float(role_alignment(scores, torch.zeros(300, 1, 4), 1.0))
 
     assert cost_of_indifference(collapsed) == pytest.approx(0.0, abs=1e-6)

@@ -21,6 +21,7 @@ from kdmarl_core.distil.stacked import StackedLinear
 from kdmarl_core.distil.student import StudentTeam
 
 LLOYD_ITERATIONS = 50
+TINY = 1e-12  # so that embeddings that are all alike can be drawn from, too
 
 
 class CoordinationHeads(nn.Module):
@@ -63,20 +64,35 @@ class CoordinationHeads(nn.Module):
         return (sensed * self._own[..., None]).permute(2, 0, 1)
 
 
-def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:
-    """U_T [K, W]: each row points from the mean embedding to the centre of one cluster.
+def role_scores(embedding: Tensor, roles: Tensor) -> Tensor:
+    """U_T phi_T, [..., K], of embeddings [..., W] and what `fit_roles` gave."""
+    return embedding @ roles[:, :-1].T + roles[:, -1]
 
-    Clusters are k-means clusters of teacher embeddings [M, W] (Lloyd's iterations from distinct
-    samples); rows are scaled so that role scores have unit standard deviation, which gives the
-    temperature the same meaning for every teacher.
+
+def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:
+    """U_T [K, W + 1], a bias in its last column: the best score is that of the nearest cluster.
+
+    Clusters are k-means clusters of teacher embeddings [M, W] (Lloyd's iterations from samples far
+    from one another: k-means++, Arthur and Vassilvitskii 2007). Of squared distances, what all
+    roles share is left out: |phi - c|^2 becomes c phi - |c|^2 / 2, seen from the mean embedding.
+    Scores are scaled so that those of an embedding differ by unit standard deviation, which gives
+    the temperature the same meaning for every teacher.
     """
     generator = torch.Generator().manual_seed(seed)
-    centres = embedding[torch.randperm(len(embedding), generator=generator)[:roles]].clone()
+    chosen = [int(torch.randint(len(embedding), (1,), generator=generator))]
+    while len(chosen) < roles:
+        apart = torch.cdist(embedding, embedding[chosen]).amin(1).square().clamp(min=TINY)
+        chosen.append(int(torch.multinomial(apart, 1, generator=generator)))
+    centres = embedding[chosen].clone()
     for _ in range(LLOYD_ITERATIONS):
         nearest = torch.cdist(embedding, centres).argmin(1)
         for role in range(roles):
             members = embedding[nearest == role]
             if len(members):
                 centres[role] = members.mean(0)
-    directions = centres - embedding.mean(0)
-    return directions / (embedding @ directions.T).std()
+    mean = embedding.mean(0)
+    directions = centres - mean
+    bias = -directions @ mean - directions.square().sum(1) / 2
+    fitted = torch.cat([directions, bias[:, None]], 1)
+    scores = role_scores(embedding, fitted)
+    return fitted / (scores - scores.mean(1, keepdim=True)).std()

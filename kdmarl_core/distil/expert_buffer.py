@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdmarl_core.distil.coordination import fit_roles
+from kdmarl_core.distil.losses import REVISIONS
 from kdmarl_core.distil.samples import Labels, label
 from kdmarl_core.errors import UserError
 from kdmarl_core.files import atomic_file
@@ -47,13 +48,14 @@ class Origin:
     roles: int
     seed: int
     fixture_sha256: str = ""  # `TaskSpec.fixture_sha256`
+    role_revision: int = 1  # of `REVISIONS`
 
 
 class ExpertBuffer(NamedTuple):
     """Sequences of steps in which the teacher acted; each begins with an episode."""
 
     origin: Origin
-    projection: Tensor  # U_T, [K, W]
+    projection: Tensor  # U_T, [K, W + 1]
     observation: Tensor  # [T, B, N, D] full observations; students cut out their own
     labels: Labels  # [T, B, ...]
     # [T, B, N, D / 8], bits: which features were shown to a teacher that some are hidden from at
@@ -76,7 +78,15 @@ def plan_buffer(spec: TaskSpec, card: TeacherCard, steps: int, roles: int, seed:
             "GB, more than half of this machine's memory; give at most "
             f"{most // each // whole * whole}"
         )
-    return Origin(spec.name, card.weights_sha256, planned, roles, seed, spec.fixture_sha256)
+    return Origin(
+        spec.name,
+        card.weights_sha256,
+        planned,
+        roles,
+        seed,
+        spec.fixture_sha256,
+        REVISIONS["role"],
+    )
 
 
 def fill_buffer(
@@ -155,10 +165,13 @@ def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> Ex
     if "origin" not in metadata:
         raise UserError(f"{path}: not an expert buffer; name another --buffer file")
     origin = from_mapping(Origin, parse_json(metadata["origin"], path), str(path))
-    names = ("task", "opponent", "teacher", "roles")
-    stated = (origin.task, origin.fixture_sha256[:12], origin.teacher_sha256[:12], origin.roles)
-    expected = (card.task, spec.fixture_sha256[:12], card.weights_sha256[:12], roles)
-    for name, is_, should in zip(names, stated, expected, strict=True):
+    for name, is_, should in (
+        ("task", origin.task, card.task),
+        ("opponent", origin.fixture_sha256[:12], spec.fixture_sha256[:12]),
+        ("teacher", origin.teacher_sha256[:12], card.weights_sha256[:12]),
+        ("roles", origin.roles, roles),
+        ("role_revision", origin.role_revision, REVISIONS["role"]),
+    ):
         if is_ != should:
             raise UserError(
                 f"{path}: {name}: the expert buffer was made with '{is_}', not with '{should}'; "
@@ -221,12 +234,10 @@ def _allocate(
 
 
 def _fit_roles(teacher: Teacher, inputs: Tensor, begins: Tensor, roles: int, seed: int) -> Tensor:
-    """U_T from the first embeddings of a rollout of inputs [T, B, N, I]."""
-    _, episodes, agents, _ = inputs.shape
-    steps = math.ceil(ROLE_SAMPLES / agents)
-    rows = math.ceil(steps / episodes)
+    """U_T from some embeddings of a rollout of inputs [T, B, N, I], whose steps differ."""
     with torch.no_grad():
-        embedding = teacher.through_time(
-            inputs[:rows], begins[:rows], teacher.no_past(episodes)
-        ).embedding
-    return fit_roles(embedding.flatten(0, 1)[:steps].flatten(0, 1), roles, derive_seed(seed, 1))
+        past = teacher.no_past(inputs.shape[1])
+        embedding = teacher.through_time(inputs, begins, past).embedding.flatten(0, 2)
+    generator = torch.Generator().manual_seed(derive_seed(seed, 2))
+    some = torch.randperm(len(embedding), generator=generator)[:ROLE_SAMPLES]
+    return fit_roles(embedding[some], roles, derive_seed(seed, 1))

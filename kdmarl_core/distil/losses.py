@@ -23,6 +23,9 @@ from kdmarl_core.errors import UserError
 from kdmarl_core.schema import check_at_least
 from kdmarl_core.teacher.returns import ppo_clip
 
+# Of terms whose mathematics has changed: what an earlier revision gave is not used again.
+REVISIONS = {"role": 2}
+
 
 @dataclass(frozen=True)
 class Weights:

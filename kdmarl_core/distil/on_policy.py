@@ -142,7 +142,7 @@ class OnPolicy:
         roles: Tensor,
         seed: int,
     ) -> None:
-        """`roles` is U_T, [K, teacher's width]."""
+        """`roles` is U_T, as `fit_roles` gives it."""
         self._learner, self._phase, self._seed = learner, phase, seed
         self._teacher, self._card = teacher, card
         coordinate = phase.weights.structure > 0 or phase.weights.role > 0

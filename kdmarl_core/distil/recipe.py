@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdmarl_core.distil.losses import Terms, Weights
+from kdmarl_core.distil.losses import REVISIONS, Terms, Weights
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.files import config_file
 from kdmarl_core.schema import (
@@ -79,6 +79,16 @@ class Recipe:
                 "offline.updates and on_policy.iterations are both 0, so nothing would be "
                 "learned; raise one of them"
             )
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """Of the terms that have a weight, as far as they have been revised."""
+        phases = (self.offline.weights, self.on_policy.weights)
+        return {
+            term: revision
+            for term, revision in REVISIONS.items()
+            if any(getattr(weights, term) for weights in phases)
+        }
 
 
 _recipe_file = functools.partial(config_file, "recipe", "training/distil*.yaml")

@@ -106,6 +106,7 @@ class Work(NamedTuple):
             self.team.record(),
             self.lessons.card.weights_sha256,
             dataclasses.asdict(self.recipe),
+            self.recipe.revisions,
             self.seed,
             dataclasses.asdict(buffer),
         ]

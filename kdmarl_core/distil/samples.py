@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdmarl_core.distil.coordination import role_scores
 from kdmarl_core.distil.losses import pair_cosines
 from kdmarl_core.distil.messages import Delivery, Mail
 from kdmarl_core.teacher.returns import gae, normalised
@@ -55,7 +56,7 @@ def label(
 
     A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
     which the teacher was trained, then normalised. Cosines and role scores are empty without U_T
-    `roles` [K, W]. A restricted teacher sees what its episodes showed, `visible` [T, B, N, D].
+    `roles` [K, W + 1]. A restricted teacher sees what its episodes showed, `visible` [T, B, N, D].
     Matrix products run in bfloat16.
     """
     state = rollout.state[:-1]
@@ -80,7 +81,7 @@ def label(
         else pair_cosines(embedding),
         roles=embedding.new_zeros(*embedding.shape[:3], 0)
         if roles is None
-        else embedding @ roles.T,
+        else role_scores(embedding, roles),
     )
 
 

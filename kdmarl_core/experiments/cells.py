@@ -152,6 +152,8 @@ def student_inputs(
         "recipe": dataclasses.asdict(work.recipe),
         "seed": work.seed,
     }
+    if revisions := work.recipe.revisions:
+        inputs["revisions"] = revisions
     if assistant is not None:
         inputs["assistant"] = bound_inputs(work.team, assistant, episodes)
     return inputs
