@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from kdmarl_core.bundle import Manifest, Trust, admit
 from kdmarl_core.errors import UserError
-from kdmarl_core.files import bundles_folder, executable_prefix
+from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.team import Robot, Team, load_bundles, load_team, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
 from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters, robots_folder
@@ -35,6 +36,7 @@ PACKAGE = "kdmarl_ros"
 RECORDING = "recording.mcap"
 SIM_TIME = "use_sim_time"  # rclpy's own
 ALLOW_UNSECURED = "allow_unsecured_middleware"
+FASTDDS_PROFILES = "FASTDDS_DEFAULT_PROFILES_FILE"
 TOLD_ALIKE = ("mode", "rate_hz", "recorded")  # robots and the bridge
 
 
@@ -184,10 +186,12 @@ def plan_swarm(
         if (sensor_map := robot.sensor_map(policy.manifest))
     }
     processes = tuple(robot.process for robot in planned)
+    environment = _middleware(recording is not None)
     bridge = Process(
         executable="bridge_node",
         name=topics.BRIDGE_NODE,
         namespace="",
+        environment=environment,
         parameters={
             "team": str(checked.path.absolute()),
             "results": str(results.absolute()),
@@ -208,6 +212,7 @@ def plan_swarm(
             executable="recorder_node",
             name=topics.RECORDER_NODE,
             namespace="",
+            environment=environment,
             parameters={
                 "team": str(checked.path.absolute()),
                 "bundles": str(folder.absolute()),
@@ -229,6 +234,15 @@ def plan_swarm(
         recorder=recorder and _enclosed(recorder, keystore),
         warning=warning,
     )
+
+
+def new_recording(results: Path) -> Path:
+    """A recording beside results; those of their earlier episodes stay."""
+    first = results.with_name(RECORDING)
+    names = itertools.chain(
+        [first], (first.with_stem(f"{first.stem}_{n}") for n in itertools.count(2))
+    )
+    return next(path for path in names if not path.exists())
 
 
 def plan_robot(
@@ -307,7 +321,7 @@ def _enclosed(process: Process, keystore: Path | None) -> Process:
         process,
         parameters=parameters,
         enclave=process.label,
-        environment=sros2.environment(keystore),
+        environment={**process.environment, **sros2.environment(keystore)},
     )
 
 
@@ -371,6 +385,7 @@ class _Robot(NamedTuple):
             name=topics.POLICY_NODE,
             namespace=self.name,
             parameters=self.parameters,
+            environment=_middleware(self.given.recorded),
         )
 
     def sensor_map(self, manifest: Manifest) -> SensorMap | None:
@@ -416,8 +431,16 @@ def _host(robots: list[_Robot], security: SecurityPlan) -> Process:
         name=topics.POLICY_HOST,
         namespace="",
         parameters={},
+        environment=_middleware(any(robot.given.recorded for robot in robots)),
         hosted=tuple(robot.process for robot in robots),
     )
+
+
+def _middleware(recorded: bool) -> dict[str, str]:
+    """What Fast DDS is told, where the user does not tell it anything; others do not read it."""
+    if not recorded or FASTDDS_PROFILES in os.environ:
+        return {}
+    return {FASTDDS_PROFILES: str(share_folder() / "config" / "fastdds" / "recorded.xml")}
 
 
 def _bundles_folder(team: Team, given: str) -> Path:

@@ -165,8 +165,11 @@ def _referred(text: str, package: str) -> Iterator[str]:
 
 def offered_qos(profile: QoSProfile) -> str:
     """A QoS profile as rosbag2 writes it."""
-    seconds, nanoseconds = divmod(Infinite.nanoseconds, 10**9)
-    endless = {"sec": seconds, "nsec": nanoseconds}
+    lease_ns = profile.liveliness_lease_duration.nanoseconds or Infinite.nanoseconds
+    endless, lease = (
+        dict(zip(("sec", "nsec"), divmod(nanoseconds, 10**9), strict=True))
+        for nanoseconds in (Infinite.nanoseconds, lease_ns)
+    )
     return yaml.safe_dump(
         [
             {
@@ -177,7 +180,7 @@ def offered_qos(profile: QoSProfile) -> str:
                 "deadline": endless,
                 "lifespan": endless,
                 "liveliness": "automatic",
-                "liveliness_lease_duration": endless,
+                "liveliness_lease_duration": lease,
                 "avoid_ros_namespace_conventions": False,
             }
         ],

@@ -17,7 +17,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from kdmarl_ros import launch_arguments
-from kdmarl_ros.deployment import PACKAGE, RECORDING, Process, plan_swarm
+from kdmarl_ros.deployment import PACKAGE, Process, new_recording, plan_swarm
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = (
@@ -60,7 +60,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         overrides=launch_arguments.overrides(given),
         simulation=launch_arguments.simulation(given),
         security=launch_arguments.security_plan(given),
-        recording=results.with_name(RECORDING) if record else None,
+        recording=new_recording(results) if record else None,
         hosted=launch_arguments.switch("hosted", given["hosted"]),
     )
     robots = [
@@ -77,7 +77,14 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if deployment.host:
         command = deployment.host.command("--log-level", level)
         respawn = launch_arguments.switch("respawn", given["respawn"])
-        robots = [ExecuteProcess(cmd=command, respawn=respawn, output="screen")]
+        robots = [
+            ExecuteProcess(
+                cmd=command,
+                additional_env=dict(deployment.host.environment),
+                respawn=respawn,
+                output="screen",
+            )
+        ]
     bridge = _node(
         deployment.bridge,
         level,

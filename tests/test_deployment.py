@@ -10,7 +10,14 @@ from kdmarl_core.bundle import write_bundle
 from kdmarl_core.bundle.signing import make_keys, read_private_key, sign_bundle
 from kdmarl_core.files import share_folder
 from kdmarl_ros import launch_arguments
-from kdmarl_ros.deployment import Process, plan_robot, plan_swarm, sensor_maps
+from kdmarl_ros.deployment import (
+    FASTDDS_PROFILES,
+    Process,
+    new_recording,
+    plan_robot,
+    plan_swarm,
+    sensor_maps,
+)
 from kdmarl_ros.parameter_files import robot_parameters
 from kdmarl_ros.sros2 import make_keystore, ros_domain, team_rights
 
@@ -329,6 +336,35 @@ def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
         assert process.parameters["rate_hz"] == 20.0
     assert "mode" not in plan().bridge.parameters
     assert "rate_hz" not in plan().bridge.parameters
+
+
+def test_a_recorded_run_is_told_to_all_that_send(deployment, tmp_path, monkeypatch):
+    monkeypatch.delenv(FASTDDS_PROFILES, raising=False)
+    for hosted in (False, True):
+        planned = plan(recording=tmp_path / "recording.mcap", hosted=hosted)
+        for process in (*planned.robots, planned.bridge):
+            assert process.parameters["recorded"] is True
+        for process in planned.processes:
+            assert "<heartbeat_period>" in Path(process.environment[FASTDDS_PROFILES]).read_text()
+    given = {"bundle": "bundles/robot_1", "robots": "robots"}
+    one = plan_robot(
+        "robot_1", **given, overrides=launch_arguments.overrides(launched(record="true"))
+    )
+    assert one.parameters["recorded"] is True
+    assert FASTDDS_PROFILES in one.environment
+    for process in (*deployment.processes, plan_robot("robot_1", **given)):
+        assert "recorded" not in process.parameters
+        assert FASTDDS_PROFILES not in process.environment
+    monkeypatch.setenv(FASTDDS_PROFILES, "my.xml")
+    for process in plan(recording=tmp_path / "recording.mcap").processes:
+        assert FASTDDS_PROFILES not in process.environment  # the user's own stays
+
+
+def test_recordings_of_earlier_episodes_stay(tmp_path):
+    results = tmp_path / "episodes.jsonl"
+    for name in ("recording.mcap", "recording_2.mcap", "recording_3.mcap"):
+        assert new_recording(results) == tmp_path / name
+        (tmp_path / name).touch()
 
 
 def test_disturbances_are_the_bridges_alone(deployment):

@@ -39,7 +39,9 @@ def add_command(commands: Any) -> None:
     add_simulation(parser)
     add_output(parser, "runs/swarm/<team>")
     parser.add_argument(
-        "--record", action="store_true", help="record all messages into recording.mcap"
+        "--record",
+        action="store_true",
+        help="record all messages into recording.mcap; with --resume into a further file",
     )
     parser.add_argument(
         "--hosted", action="store_true", help="all robots in one process, for a fleet"
@@ -149,12 +151,15 @@ def fly_team(
     from kdmarl_core.errors import UserError
     from kdmarl_core.files import refuse_existing
     from kdmarl_core.interrupt import deferred_interrupt
-    from kdmarl_ros.deployment import AS_CONFIGURED, RECORDING, plan_swarm
+    from kdmarl_ros.deployment import AS_CONFIGURED, RECORDING, new_recording, plan_swarm
     from kdmarl_ros.oversight import latch
     from kdmarl_ros.results import summary
     from kdmarl_ros.swarm import fly
 
     results = folder / "episodes.jsonl"
+    recording = None
+    if record:
+        recording = new_recording(results) if resume else folder / RECORDING
     deployment = plan_swarm(
         team,
         bundles=bundles,
@@ -165,7 +170,7 @@ def fly_team(
         overrides=overrides,
         simulation=simulation,
         security=security or AS_CONFIGURED,
-        recording=folder / RECORDING if record else None,
+        recording=recording,
         hosted=hosted,
     )
     if deployment.warning:
@@ -193,9 +198,10 @@ def fly_team(
             bar.update(line, advance=len(new), figures=shown)
 
         finished = fly(deployment, folder / "logs", stop, report, warn)
+    files = {"results": str(results)} | ({"recording": str(recording)} if recording else {})
     if not finished:
         raise UserError(f"{results}: interrupted before the first episode ended; fly again")
-    return finished, summary(finished) | {"results": str(results)}
+    return finished, summary(finished) | files
 
 
 def warn(text: str) -> None:

@@ -1,8 +1,6 @@
 """Runs that are recorded, and runs whose recording fails."""
 
 import json
-import subprocess
-import sys
 import time
 
 import psutil
@@ -14,8 +12,8 @@ from kdmarl_core.bundle import MANIFEST, Disturbance, load_policy
 from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.files import share_folder
 from kdmarl_core.team import load_bundles, load_team
-from kdmarl_ros import results, topics
-from kdmarl_ros.msg import AgentAction, FeatureBlock, StepResult
+from kdmarl_ros import qos, results, topics
+from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage, StepResult
 from kdmarl_ros.recording import read_recording
 from kdmarl_ros.replay import replay
 from kdmarl_ros.team_topics import recorded_topics
@@ -24,7 +22,8 @@ pytestmark = pytest.mark.ros
 
 EPISODES, STEPS = 3, 25
 KINDS = {
-    f"kdmarl_ros/msg/{kind.__name__}": kind for kind in (AgentAction, FeatureBlock, StepResult)
+    f"kdmarl_ros/msg/{kind.__name__}": kind
+    for kind in (AgentAction, FeatureBlock, PeerMessage, StepResult)
 }
 RUN = ["swarm", "--team", "simple_spread", "--episodes", str(EPISODES), "--json"]
 
@@ -54,46 +53,52 @@ def test_a_run_is_recorded_whole_and_agrees_with_its_bundles(domain, bundles, kd
         assert (found["unknown"], found["difference"]) == (0, None)
 
 
-def test_a_recorder_that_is_held_up_misses_nothing(domain, bundles, kdmarl, tmp_path):
+def test_a_recorder_that_is_held_up_misses_nothing(
+    domain, write_bundles, start_kdmarl, patient, tmp_path
+):
     """As a busy machine does it, for longer: the others keep what it has yet to get."""
-    command = ["swarm", "--team", "simple_spread", "--bundles", str(bundles), "--record"]
-    swarm = subprocess.Popen(
-        [sys.executable, "-m", "kdmarl_ros.cli", *command, "--episodes", "40", "--output", "out"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    team_file = write_yaml(tmp_path / "talking.yaml", TALKING_TEAM)
+    bundles = write_bundles(load_team(str(team_file)))
+    played = 70  # more messages than are kept
+    assert played * STEPS > qos.RECORDED_DEPTH
+    swarm = start_kdmarl(
+        "swarm", "--team", str(team_file), "--bundles", str(bundles), "--episodes", str(played),
+        *patient, "--record", "--output", "out",
+    )  # fmt: skip
     episodes = tmp_path / "out" / "episodes.jsonl"
-    give_up = time.monotonic() + 60
-    while len(results.read(episodes)) < 2:
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
+
+    def until_played(count):
+        give_up = time.monotonic() + 60
+        while len(results.read(episodes)) < count:
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+
+    until_played(2)
     [recorder] = [
         child
         for child in psutil.Process(swarm.pid).children()
         if any(word.endswith("recorder_node") for word in child.cmdline())
     ]
     for _ in range(3):
+        before = len(results.read(episodes))
         recorder.suspend()
-        time.sleep(0.2)
+        until_played(before + 5)
         recorder.resume()
         time.sleep(0.05)
-    played = len(results.read(episodes))
+    assert swarm.poll() is None
     _, stderr = swarm.communicate(timeout=60)
     assert swarm.returncode == 0, stderr
-    assert 3 < played < 40  # it was held up in flight
     found = {}
     for message in read_recording(tmp_path / "out" / "recording.mcap").messages:
         kind = KINDS.get(message.type_name)
         if kind is not None:
             stamp = deserialize_message(message.data, kind)
             found.setdefault(message.topic, set()).add((stamp.episode, stamp.step))
-    assert len(found) > 10
+    assert {topic.rpartition("/")[2] for topic in found} >= {"action", "step", "message"}
     for topic, stamps in found.items():
         first = 1 if topic == "/swarm/step" else 0  # a step's result counts from one
         steps = range(first, first + STEPS)
-        missing = {(episode, step) for episode in range(40) for step in steps} - stamps
+        missing = {(episode, step) for episode in range(played) for step in steps} - stamps
         assert not missing, (topic, sorted(missing))
 
 

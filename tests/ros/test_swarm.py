@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -142,15 +140,11 @@ def test_a_simulator_that_is_late_hears_its_robots_all_the_same(
     assert json.loads(ended.stdout)["missed_deadlines"] < 0.5 * 2 * steps
 
 
-def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_path):
+def test_interrupt_ends_cleanly_and_resume_goes_on(
+    domain, bundles, kdmarl, start_kdmarl, tmp_path
+):
     command = ["swarm", "--team", "simple_spread", "--bundles", str(bundles)]
-    swarm = subprocess.Popen(
-        [sys.executable, "-m", "kdmarl_ros.cli", *command, "--episodes", "100000"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    swarm = start_kdmarl(*command, "--episodes", "100000")
     give_up = time.monotonic() + 60
     while len(flown_episodes(tmp_path)) < 2:
         assert time.monotonic() < give_up
@@ -173,12 +167,10 @@ def test_interrupt_ends_cleanly_and_resume_goes_on(domain, bundles, kdmarl, tmp_
     assert after[-1].index == len(before)
 
 
-def test_a_killed_swarm_leaves_no_process_behind(domain, bundles, tmp_path):
-    swarm = subprocess.Popen(
-        [sys.executable, "-m", "kdmarl_ros.cli", "swarm", "--team", "simple_spread",
-         "--bundles", str(bundles), "--episodes", "100000"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def test_a_killed_swarm_leaves_no_process_behind(domain, bundles, start_kdmarl, tmp_path):
+    swarm = start_kdmarl(
+        "swarm", "--team", "simple_spread", "--bundles", str(bundles), "--episodes", "100000"
+    )
     give_up = time.monotonic() + 60
     while not flown_episodes(tmp_path):
         assert time.monotonic() < give_up
@@ -189,12 +181,10 @@ def test_a_killed_swarm_leaves_no_process_behind(domain, bundles, tmp_path):
     assert alive == []
 
 
-def test_a_robot_that_dies_is_named(domain, bundles, tmp_path):
-    swarm = subprocess.Popen(
-        [sys.executable, "-m", "kdmarl_ros.cli", "swarm", "--team", "simple_spread",
-         "--bundles", str(bundles), "--episodes", "100000"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def test_a_robot_that_dies_is_named(domain, bundles, start_kdmarl, tmp_path):
+    swarm = start_kdmarl(
+        "swarm", "--team", "simple_spread", "--bundles", str(bundles), "--episodes", "100000"
+    )
     give_up = time.monotonic() + 60
     while not flown_episodes(tmp_path):
         assert time.monotonic() < give_up
