@@ -89,8 +89,8 @@ class Body:
         self._node.destroy_publisher(self._publisher)
 
     def _on_message(self, source: int, message: object) -> None:
-        measured_s = time.monotonic() - self._on_any(self.subscriptions[source], message)
-        for reading in self._map.take(source, message, measured_s):
+        age_s = self._on_any(self.subscriptions[source], message)
+        for reading in self._map.take(source, message, time.monotonic(), age_s):
             self._on_reading(reading)
 
     def _on_period(self) -> None:

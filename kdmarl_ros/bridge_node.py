@@ -39,7 +39,7 @@ from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_m
 from kdmarl_ros.msg import AgentAction, StepResult
 from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
 from kdmarl_ros.qos import NO_EVENTS
-from kdmarl_ros.robot_link import RobotLink
+from kdmarl_ros.robot_link import STATUSES, RobotLink
 from kdmarl_ros.security import refuse_open_middleware
 from kdmarl_ros.simulation import SimulationSettings
 from kdmarl_ros.spin import IDLE_WAKE_S, MessagesFirst, Stop
@@ -49,11 +49,7 @@ REPEAT_AFTER_S = 0.1
 OTHERS_HEARD = 4  # callbacks per step of a late bridge beside one for each robot's action
 LATE_WARNED_EVERY_S = 10.0
 DIAGNOSTICS_PERIOD_S = 1.0
-STATUS_COLOURS = {
-    AgentAction.STATUS_POLICY: POLICY,
-    AgentAction.STATUS_SAFE: SAFE,
-    AgentAction.STATUS_OVERRIDE: OVERRIDDEN,
-}
+STATUS_COLOURS = dict(zip(STATUSES, (POLICY, SAFE, OVERRIDDEN), strict=True))
 DRAW_EVERY_S = 1 / 30  # at most: a picture costs as much as a step, and nobody sees more
 RECORDED_WITHIN_S = 4.0  # acknowledgements are asked for every 3 s
 

@@ -135,6 +135,11 @@ class PolicyParameters:
             raise UserError(
                 "stall_action: not set, but on_stall is other_action; name that action"
             )
+        if self.sensor_map and self.on_stall != "safe_action":
+            raise UserError(
+                f"on_stall: {self.on_stall} is for robots without sensor_map: a base brakes; "
+                "leave one out"
+            )
         if self.sensor_map and self.mode != "real_time":
             raise UserError(
                 f"sensor_map: mode is {self.mode}, but real sensors know no steps; set mode to "

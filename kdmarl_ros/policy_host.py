@@ -152,7 +152,7 @@ class PolicyHost:
             spinner.spin_once(0.0 if self._waiting else self._left_s())
             self._call_timers()
             self._decide()
-            _call_next(self._reports)  # one: messages do not wait for all
+            _call_next(self._reports, time.monotonic())  # one: messages do not wait for all
             self._take_turn()
             self._start_next()
         spinner.close()
@@ -247,7 +247,9 @@ class PolicyHost:
             robot.group.callback_done()
 
     def _call_timers(self) -> None:
-        while _call_next(self._timers):
+        """Those that are due now; what becomes due meanwhile waits for messages to be taken."""
+        now_s = time.monotonic()
+        while _call_next(self._timers, now_s):
             pass
 
     def _decide(self) -> None:
@@ -297,9 +299,8 @@ def _take(subscription: Subscription[Any]) -> None:
         callback(taken[0])
 
 
-def _call_next(timers: list[Due]) -> bool:
+def _call_next(timers: list[Due], now_s: float) -> bool:
     """Call what is due first, if it is; whether it was."""
-    now_s = time.monotonic()
     if not timers or timers[0][0] > now_s:
         return False
     due_s, order, period_s, callback = timers[0]

@@ -462,6 +462,8 @@ class PolicyNode(ManagedNode):
         message.compute_time_s = decision.compute_s
         self._action.publish(message)
         self._last = decision
+        if self._runtime is not None:
+            self._runtime.count(decision)
         if self._body is not None:
             self._body.act(None if decision.safe else decision.action)
 

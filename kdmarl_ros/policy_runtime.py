@@ -241,7 +241,7 @@ class PolicyRuntime:
         if self._interrupted or anew:
             self._policy.reset()
         elif self._answer is not None and not self._news:
-            return self._counted(self._answer)
+            return self._answer
         return self._think(stamp, now_s, anew=anew)
 
     def stall(self, now_s: float) -> Decision:
@@ -260,12 +260,16 @@ class PolicyRuntime:
     def override(self, decision: Decision, action: int) -> Decision:
         """A person's action, as far as it is legal, in place of a decision."""
         legal = legal_action(action, self.mask())
-        return self._counted(decision._replace(action=legal, status=Status.OVERRIDE, reason=""))
+        return decision._replace(action=legal, status=Status.OVERRIDE, reason="")
 
     def stop(self, decision: Decision, reason: str) -> Decision:
         """The safe action in place of a decision, whoever made it."""
         safe = legal_action(self._policy.manifest.safe_index, self.mask())
-        return self._counted(decision._replace(action=safe, status=Status.SAFE, reason=reason))
+        return decision._replace(action=safe, status=Status.SAFE, reason=reason)
+
+    def count(self, decision: Decision) -> None:
+        """Note what is sent, by its reason."""
+        self.decisions[decision.reason or decision.status.name.lower()] += 1
 
     def mask(self) -> Mask | None:
         """The legal actions as last known; None if all are, or none is known."""
@@ -377,7 +381,7 @@ class PolicyRuntime:
             action = legal_action(self._policy.manifest.safe_index, mask)
         elapsed = time.perf_counter() - begun
         status = Status.SAFE if reason else Status.POLICY
-        self._answer = self._counted(Decision(stamp, action, status, reason, elapsed))
+        self._answer = Decision(stamp, action, status, reason, elapsed)
         return self._answer
 
     def _stall(self, troubles: Mapping[str, list[str]], now_s: float) -> Decision:
@@ -395,8 +399,4 @@ class PolicyRuntime:
         legal = legal_action(action, self.mask())
         stamp = self._newest() if self._settings.real_time else NO_STEP
         stamp = NO_STEP if stamp == NEVER else stamp
-        return self._counted(Decision(stamp, legal, Status.SAFE, reason, 0.0))
-
-    def _counted(self, decision: Decision) -> Decision:
-        self.decisions[decision.reason or decision.status.name.lower()] += 1
-        return decision
+        return Decision(stamp, legal, Status.SAFE, reason, 0.0)

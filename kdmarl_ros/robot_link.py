@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 
@@ -23,6 +24,8 @@ from kdmarl_ros import qos, topics
 from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.msg import AgentAction, FeatureBlock
 from kdmarl_ros.safety import legal_action
+
+STATUSES = (AgentAction.STATUS_POLICY, AgentAction.STATUS_SAFE, AgentAction.STATUS_OVERRIDE)
 
 
 class RobotLink:
@@ -58,7 +61,7 @@ class RobotLink:
         self.answered_s = 0.0
         self._newest: AgentAction | None = None  # of any step
         self._newest_s = 0.0
-        self.refused = 0  # messages with an action that does not exist
+        self.refused = 0  # messages with an action or a status that does not exist, or no number
         self._awaited = (-1, -1)
         self._legal: Booleans = np.ones(len(robot.agent.actions), np.bool_)
         self._sensed_parts = [sensors.parts[block.name] for block in robot.sensors]
@@ -155,7 +158,11 @@ class RobotLink:
         return legal_action(self._safe_index, self._legal), False
 
     def _on_action(self, message: AgentAction) -> None:
-        if not 0 <= message.action < len(self.robot.agent.actions):
+        if not (
+            0 <= message.action < len(self.robot.agent.actions)
+            and message.status in STATUSES
+            and math.isfinite(message.compute_time_s)
+        ):
             self.refused += 1
             return
         now_s = time.perf_counter()

@@ -31,6 +31,7 @@ from kdmarl_ros.message_fields import (
     has_header,
     message_class,
 )
+from kdmarl_ros.safety import FUTURE_S
 
 SCAN = ("sensor_msgs/msg/LaserScan", "ranges")
 QUATERNION_TOLERANCE = 0.1  # of the squared length: 1 for a rotation, 0 for a field never set
@@ -138,7 +139,8 @@ class Reading(NamedTuple):
 
 class _Newest(NamedTuple):
     message: Any
-    received_s: float
+    measured_s: float  # as its stamp says
+    known_s: float  # the same, but not in the future; of what is from too far ahead: never
 
 
 def read_map(path: Path) -> MapFile:
@@ -195,15 +197,16 @@ class SensorMap:
         self.sources = tuple(self._sources.listed)
         self._newest: list[_Newest | None] = [None] * len(self.sources)
 
-    def take(self, source: int, message: Any, now_s: float) -> list[Reading]:
+    def take(self, source: int, message: Any, now_s: float, age_s: float = 0.0) -> list[Reading]:
         """The blocks that a message of source number `source` brings up to date.
 
-        `now_s` is the moment that it was measured, or received if it bears no trusted stamp.
-        A block of relative positions follows the robot's own messages. It is as old as the oldest
+        It was received at `now_s`, and was so old by its stamp; zero if that is not trusted. A
+        block of relative positions follows the robot's own messages. It is as old as the oldest
         of what it was made from.
         """
-        self._newest[source] = _Newest(message, now_s)
-        self.command.hear(source, message, now_s, self._timeout_s)
+        known_s = now_s - max(age_s, 0.0) if age_s >= -FUTURE_S else -math.inf
+        self._newest[source] = _Newest(message, now_s - age_s, known_s)
+        self.command.hear(source, message, known_s, self._timeout_s)
         readings = []
         for index, block in enumerate(self._blocks):
             if block.source == source:
@@ -273,7 +276,7 @@ class _Block:
         try:
             values, measured_s = self._relative(own, newest, heard_since_s)
         except (IndexError, ValueError):  # an element that this message does not have
-            return Reading(index, (), own.received_s)
+            return Reading(index, (), own.measured_s)
         if values is None:
             return None
         with np.errstate(all="ignore"):
@@ -291,21 +294,21 @@ class _Block:
         """Values before turning and scaling, and their age; no values while a peer is unknown."""
         here = self._extract(own.message)
         if self._points:
-            return np.concatenate([point - here for point in self._points]), own.received_s
+            return np.concatenate([point - here for point in self._points]), own.measured_s
         if self._entry.peers is None:
-            return here, own.received_s
-        parts, measured_s = [], own.received_s
+            return here, own.measured_s
+        parts, measured_s = [], own.measured_s
         for peer in self._peers:
             heard = newest[peer]
             if self._entry.lost_peer is not None and (
-                heard is None or heard.received_s < heard_since_s
+                heard is None or heard.known_s < heard_since_s
             ):
                 parts.append(np.array(self._entry.lost_peer))
                 continue
             if heard is None:
                 return None, measured_s
             parts.append(self._extract(heard.message) - here)
-            measured_s = min(measured_s, heard.received_s)
+            measured_s = min(measured_s, heard.known_s)
         return np.concatenate(parts) if parts else np.empty(0), measured_s
 
     def _extract(self, message: Any) -> np.ndarray:
@@ -414,11 +417,11 @@ class Command:
         """Head for what an action commands, by its index; None: for standing still."""
         self._aim = None if action is None else self._targets[action]
 
-    def hear(self, source: int, message: Any, now_s: float, timeout_s: float) -> None:
+    def hear(self, source: int, message: Any, measured_s: float, timeout_s: float) -> None:
         """Take the heading out of a message, if it is the one that has it."""
         if source == self._heading_source:
             self._heading_rad = self._heading_of(message)
-            self._heading_until_s = now_s + timeout_s
+            self._heading_until_s = measured_s + timeout_s
 
     def next(self, now_s: float, stamp: Any) -> Any:
         """The next command, at most one limited change away from the last one."""

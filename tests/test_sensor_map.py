@@ -93,10 +93,10 @@ def odometry(x=0.0, y=0.0, heading=0.0, forwards=0.0):
     return message
 
 
-def take(sensor_map, topic, message, now_s):
+def take(sensor_map, topic, message, now_s, age_s=0.0):
     """What a message on a topic brings up to date, by block index."""
     [index] = [i for i, source in enumerate(sensor_map.sources) if source.topic == topic]
-    return {reading.block: reading for reading in sensor_map.take(index, message, now_s)}
+    return {reading.block: reading for reading in sensor_map.take(index, message, now_s, age_s)}
 
 
 # Blocks
@@ -142,6 +142,25 @@ def test_a_declared_value_stands_for_a_lost_peer(load):
     assert reading == Reading(2, [1.0, 1.0, 9.0, -9.0], 1.0)
     reading = take(sensor_map, "odom", odometry(), 1.1 + TIMEOUT_S)[2]
     assert reading == Reading(2, [9.0, -9.0, 9.0, -9.0], 1.1 + TIMEOUT_S)
+
+
+@pytest.mark.parametrize("ahead_s", [0.5, 10.0])
+def test_a_peer_whose_clock_is_ahead_is_lost_when_it_falls_silent(load, ahead_s):
+    """As much ahead as clocks may be, it counts as new; further ahead, it is no measurement."""
+    sensor_map = load(changed(MAP, "blocks.others.lost_peer", [9.0, -9.0]))
+    take(sensor_map, "/robot_0/odom", odometry(1.0, 1.0), 1.0, -ahead_s)
+    heard = [1.0, 1.0] if ahead_s < 1.0 else [9.0, -9.0]
+    reading = take(sensor_map, "odom", odometry(), 1.0)[2]
+    assert reading == Reading(2, [*heard, 9.0, -9.0], 1.0)
+    reading = take(sensor_map, "odom", odometry(), 1.1 + TIMEOUT_S)[2]
+    assert reading.values == [9.0, -9.0, 9.0, -9.0]
+    # What it measures itself says when that was: it is refused further on.
+    assert take(sensor_map, "odom", odometry(), 5.0, -ahead_s)[1].measured_s == 5.0 + ahead_s
+    sensor_map = load(MAP)
+    take(sensor_map, "/robot_0/odom", odometry(), 1.0, -ahead_s)
+    take(sensor_map, "/robot_2/odom", odometry(), 1.0)
+    measured_s = take(sensor_map, "odom", odometry(), 1.0)[2].measured_s
+    assert measured_s == (1.0 if ahead_s < 1.0 else -math.inf)
 
 
 def test_scale_then_offset_then_clip(load_block):
@@ -277,6 +296,11 @@ def test_a_differential_drive_turns_to_where_the_action_points(load):
     take(sensor_map, "odom", odometry(heading=math.pi / 2), 1.3)
     assert sent(1.3) == pytest.approx((1.0, 0.0), abs=1e-9)
     assert sent(1.4 + TIMEOUT_S) == (0.0, 0.0)  # the heading is too old
+    take(sensor_map, "odom", odometry(heading=math.pi / 2), 5.0, -0.5)
+    assert sent(5.1) != (0.0, 0.0)
+    assert sent(5.1 + TIMEOUT_S) == (0.0, 0.0)  # however far its clock is ahead
+    take(sensor_map, "odom", odometry(heading=math.pi / 2), 9.0, -10.0)
+    assert sent(9.1) == (0.0, 0.0)  # so far ahead is no measurement
 
 
 def test_stamped_and_whole_numbered_commands(load):

@@ -12,7 +12,7 @@ from helpers import changed, make_manifest, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdmarl_core.bundle import MANIFEST, MODEL, NO_TRUST, Trust, load_policy, write_bundle
+from kdmarl_core.bundle import MANIFEST, MODEL, NO_TRUST, Trust, load_policy, signing, write_bundle
 from kdmarl_core.bundle.signing import SIGNATURE, admit, canonical, make_keys, read_private_key
 
 ROBOTS = ("robot_0", "robot_1")
@@ -334,3 +334,11 @@ def test_a_check_that_fails_is_no_consent(fleet, refusal, monkeypatch):
     fleet.sign()
     monkeypatch.setattr(sys, "executable", shutil.which("true"))
     assert "could not be checked" in refusal(fleet.admit, "enforce")
+
+
+def test_a_check_that_takes_too_long_is_no_consent(fleet, refusal, monkeypatch):
+    fleet.sign()
+    monkeypatch.setattr(signing, "VERIFIER_TIMEOUT_S", 1e-6)
+    message = refusal(fleet.admit, "check")
+    assert message.startswith(f"{fleet.bundle / SIGNATURE}: ")
+    assert "could not be checked" in message

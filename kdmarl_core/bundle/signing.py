@@ -328,13 +328,18 @@ def _verify(key: TrustedKey, signed: SignatureFile, manifest: Manifest, path: Pa
     content = canonical(manifest)
     if len(signed.value) == SIGNATURE_BYTES:
         # -I: nothing of the working folder or the environment takes the library's place.
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _VERIFIER],
-            input=key.public + signed.value + content,
-            capture_output=True,
-            timeout=VERIFIER_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", _VERIFIER],
+                input=key.public + signed.value + content,
+                capture_output=True,
+                timeout=VERIFIER_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise UserError(
+                f"{path}: the signature could not be checked ({error}); try again"
+            ) from None
         verdict = done.stdout.strip()
         if done.returncode == 0 and verdict == _VALID:
             return

@@ -3,6 +3,7 @@
 Rows 8, 19, 20, 21, 31 and 32 of the fault table.
 """
 
+import math
 import random
 import resource
 from collections import defaultdict
@@ -271,21 +272,24 @@ def test_the_swarms_stop_outlives_the_bridge(watcher, robot, bridge, path):
     watcher.until_acting(AgentAction.STATUS_POLICY)
 
 
-def test_actions_that_do_not_exist_are_refused_and_counted(watcher, robot, bridge):
+@pytest.mark.parametrize(
+    "wrong", [{"action": 99}, {"status": 7}, {"compute_time_s": math.nan}], ids=str
+)
+def test_actions_that_do_not_exist_are_refused_and_counted(watcher, robot, bridge, path, wrong):
     for name in ROBOTS:
         robot(name)
     refused = watcher.values_of("swarm: bridge", "refused_actions")
     bridge("-p", "episodes:=4000")
     watcher.more_steps(5)
     stranger = watcher.driver.node.create_publisher(AgentAction, "/robot_1/action", qos.ACTION)
-    steps = len(watcher.steps)
     watcher.driver.until(
         lambda: refused and int(refused[-1]) > 0,
         meanwhile=lambda: stranger.publish(
-            AgentAction(episode=watcher.steps[-1].episode, action=99)
+            AgentAction(episode=watcher.steps[-1].episode, **wrong)
         ),
     )
-    assert len(watcher.steps) > steps
+    watcher.more_steps(60)  # more than two episodes
+    assert results.read(path)  # which holds none of it
 
 
 def test_two_bridges_are_told_of_each_other(watcher, robot, bridge, tmp_path):

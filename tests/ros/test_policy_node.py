@@ -178,6 +178,10 @@ def test_parameters_are_described_and_read_only(sensors, node):
         (["-p", "on_stall:=zero"], ["on_stall", "zero", "safe_action"]),
         (["-p", "stall_action:=lft"], ["stall_action", "lft", "left"]),
         (["-p", "on_stall:=other_action"], ["stall_action", "not set"]),
+        (
+            ["-p", "on_stall:=hold", "-p", "sensor_map:=map.yaml", "-p", "mode:=real_time"],
+            ["on_stall", "hold", "sensor_map"],
+        ),
         (["-p", "robot:=robot_1"], ["robot_0", "robot_1"]),
         (["--params-file", "/nowhere.yaml"], ["/nowhere.yaml"]),
         (["-r", "__ns:=/robot_1"], ["robot_0", "robot_1"]),
