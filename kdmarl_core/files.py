@@ -53,8 +53,11 @@ def config_file(
     """
     if is_yaml(name_or_path):
         return folder / name_or_path
+    if Path(name_or_path).name != name_or_path and name_or_path not in (".", ""):
+        prefix = f"{where}: " if where else ""
+        raise UserError(f"{prefix}{kind} '{name_or_path}': a path must end in .yaml; correct it")
     known = share_folder() / "config" / shipped
-    path = known.with_name(f"{name_or_path}.yaml")
+    path = known.parent / f"{name_or_path}.yaml"
     if not path.is_file():
         names = sorted(file.stem for file in known.parent.glob(known.name))
         raise unknown(kind, name_or_path, names, where)

@@ -162,6 +162,35 @@ def test_the_workshop_is_in_order(kdmarl, workshop):
         (["distil", "--team", "simple_spread", "--recipe", "none.yaml"], ["none.yaml", "no such"]),
         (["evaluate", "--team", "spread"], ["'spread'", "did you mean simple_spread"]),
         (["evaluate", "--team", "a\nb"], ["unknown team", "simple_spread"]),
+        (["evaluate", "--team", "teams/mine"], ["team 'teams/mine'", "must end in .yaml"]),
+        (
+            ["distil", "--team", "simple_spread", "--recipe", "my/recipe"],
+            ["recipe 'my/recipe'", "must end in .yaml"],
+        ),
+        (
+            ["distil", "--team", "simple_spread", "--set", f"on_policy.num_envs={10**20}"],
+            ["on_policy", "num_envs", "at most"],
+        ),
+        (
+            ["distil", "--team", "simple_spread", "--set", f"common_width={10**20}"],
+            ["common_width", "at most"],
+        ),
+        (
+            ["distil", "--team", "simple_spread", "--set", f"offline.minibatch={10**20}"],
+            ["offline", "minibatch", "at most"],
+        ),
+        (
+            [
+                "evaluate",
+                "--team",
+                "simple_spread_lh_messages",
+                "--players",
+                "random",
+                "--message-loss",
+                "0.3",
+            ],
+            ["--message-loss", "students"],
+        ),
         (["evaluate", "--team", "simple_spread"], ["runs/bundles/simple_spread", "kdmarl distil"]),
         (["evaluate", "--team", "simple_spread", "--bundles", "b" * 300], ["b" * 300]),
         (["swarm", "--team", "simple_spred"], ["did you mean simple_spread"]),

@@ -225,6 +225,21 @@ def test_what_was_interrupted_while_it_played_is_not_learned_again(
     assert models(tmp_path / "work" / "resumed") == straight
 
 
+def test_a_checkpoint_that_was_promised_is_not_begun_anew(distil_command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 5))
+        assert distil_command("--output", "first").code == 130
+    path = tmp_path / "work" / "runs" / "distil" / "trio-0" / CHECKPOINT
+    content = path.read_bytes()
+    other = ("--output", "other", "--set", "offline.updates=3")
+    refused = distil_command(*other)
+    assert refused.code == 2
+    for word in ("runs/distil/trio-0", "--resume", "--overwrite"):
+        assert word in refused.err
+    assert path.read_bytes() == content
+    assert distil_command(*other, "--overwrite").code == 0
+
+
 def test_no_checkpoint_is_promised_where_there_is_none(distil_command, monkeypatch):
     """Ctrl-C while the buffer is filled."""
 

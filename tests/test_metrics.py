@@ -60,6 +60,19 @@ def test_the_interval_contains_the_value_and_shrinks(counts):
     assert many.high - many.low < 0.4 * (few.high - few.low)
 
 
+def test_a_reference_that_is_now_and_then_no_better_than_random_leaves_no_upper_end():
+    """Three wins of a thousand: in a twentieth of the draws there is none."""
+    won = np.zeros(1000)
+    won[:3] = 1.0
+    students = np.zeros(1000)
+    students[500:504] = 1.0
+    found = normalised_retention(students, won, np.zeros(1000))
+    assert found.value == pytest.approx(4 / 3)
+    assert found.low < 1.0
+    assert found.high == np.inf
+    assert percent(found) == "133.3% [20.0, inf]"
+
+
 def test_training_seeds_by_hand():
     """The mean over seeds, whatever the order; one seed is no different from a plain array."""
     teacher, random = returns(-10, -12), returns(-27, -25)

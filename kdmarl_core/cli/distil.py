@@ -122,6 +122,11 @@ def run_distil(
     folder = Path(output) if output else bundles_folder(team.name)
     checkpoints = Path("runs") / "distil" / f"{team.name}-{seed}"
     refuse_existing(folder, BUNDLES, overwrite=overwrite)
+    if (checkpoints / CHECKPOINT).is_file() and not (resume or overwrite):
+        raise UserError(
+            f"{checkpoints}: holds the checkpoint of a run that was interrupted; go on with "
+            "--resume, or give --overwrite to begin anew"
+        )
     prepare_training(threads)
     with progress_bar() as bar:
         lines: dict[str, Any] = {}

@@ -49,6 +49,7 @@ def add_command(commands: Any) -> None:
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Play the same episodes with each player; print returns and retention."""
+    from kdmarl_core.errors import UserError
     from kdmarl_core.evaluate import evaluation, play, scores
     from kdmarl_core.metrics import normalised_retention, percent, wins
     from kdmarl_core.team import load_team
@@ -56,6 +57,11 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     team = load_team(arguments.team)
     default = [name for name in PLAYERS if not (team.lender and name == "teacher")]
     names = dict.fromkeys(arguments.players or default)
+    if "students" not in names and (arguments.message_loss or arguments.message_delay):
+        raise UserError(
+            "--message-loss and --message-delay: only students tell each other anything; let them "
+            "play, or leave these out"
+        )
     players = {name: _player(name, arguments, team) for name in names}
     if "teacher" in names and "students" in names:
         _note_other_teacher(players["students"].manifests, arguments.teacher or team.teacher)

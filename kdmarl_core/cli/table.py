@@ -98,10 +98,10 @@ def table_command(arguments: argparse.Namespace) -> None:
             found.append(_row(row, seeds, plan.episodes, results, arguments, bar))
     if arguments.json:
         print_json([_figures(cells) for cells in found])
-        return
     tables = _tables(found)
     for task, lines in tables.items():
-        print_table(task, HEADER, lines)
+        if not arguments.json:
+            print_table(task, HEADER, lines)
     if arguments.write:
         parts = [markdown(task, lines, HEADER) for task, lines in tables.items()]
         put_between(PAGE, "table", "\n".join(parts))

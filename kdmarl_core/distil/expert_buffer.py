@@ -110,6 +110,7 @@ def fill_buffer(
         if projection is None:
             projection = _fit_roles(teacher, policy.inputs(), rollout.begins, roles, seed)
         rows = slice(number * ENVS, (number + 1) * ENVS)
+        _refuse_large(rollout.observation, task.spec.name)
         observation[:, rows] = rollout.observation
         found = label(rollout, teacher, card, projection, visible)
         for kept, field in zip(labels, found, strict=True):
@@ -120,6 +121,15 @@ def fill_buffer(
         report(number + 1, rollouts)
     assert projection is not None
     return ExpertBuffer(origin, projection, observation, labels, shown)
+
+
+def _refuse_large(observation: Tensor, task: str) -> None:
+    largest, most = float(observation.abs().max()), torch.finfo(torch.float16).max
+    if largest > most:
+        raise UserError(
+            f"{task}: observations as large as {largest:.3g} do not fit into the expert buffer's "
+            f"half precision; scale them below {most:.0f}"
+        )
 
 
 def bytes_per_step(spec: TaskSpec, card: TeacherCard, roles: int) -> int:
@@ -218,7 +228,7 @@ def _allocate(
 
     labels = Labels(
         action_mask=empty(agents, actions, dtype=torch.bool),
-        action=empty(agents, dtype=torch.uint8),
+        action=empty(agents, dtype=torch.uint8 if actions <= 256 else torch.int32),
         behaviour=empty(agents, dtype=torch.float32),
         begins=empty(dtype=torch.bool),
         advantage=empty(dtype=torch.float32),

@@ -19,6 +19,7 @@ from kdmarl_core.schema import (
 )
 from kdmarl_core.teacher.returns import refuse_one_sample
 
+MOST = 10**15  # of a size: what no machine holds, and its numbers can still count
 MOST_ROLES = 1000  # far more than there are kinds of behaviour, fewer than roles are fitted from
 
 
@@ -35,6 +36,7 @@ class OfflinePhase:
     def __post_init__(self) -> None:
         check_at_least(0, self, "updates")
         check_at_least(1, self, "buffer_steps", "minibatch")
+        check_at_most(MOST, self, "minibatch")
         check_above_zero(self, "learning_rate")
 
 
@@ -52,7 +54,9 @@ class OnPolicyPhase:
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "iterations")
-        check_at_least(1, self, "num_envs", "rollout_steps", "epochs", "minibatches")
+        sizes = ("num_envs", "rollout_steps", "epochs", "minibatches")
+        check_at_least(1, self, *sizes)
+        check_at_most(MOST, self, *sizes)
         check_above_zero(self, "learning_rate")
         refuse_one_sample(self.num_envs, self.rollout_steps)
 
@@ -72,6 +76,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_above_zero(self, "temperature", "clip", "max_grad_norm")
         check_at_least(1, self, "common_width")
+        check_at_most(MOST, self, "common_width")
         check_at_least(2, self, "roles")
         check_at_most(MOST_ROLES, self, "roles")
         if not (self.offline.updates or self.on_policy.iterations):

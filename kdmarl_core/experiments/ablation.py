@@ -24,6 +24,8 @@ def change_of_retention(
     if not (variant.students and full.students):
         return None
     span = float(teacher.scores.mean() - random.scores.mean())
+    if span == 0:
+        return None
     gained = mean_difference(_scores(variant), _scores(full))
     return Interval(*(value / span for value in gained))
 

@@ -155,7 +155,7 @@ def _load(
         raise UserError(
             f"{path}: was made with another recipe, seed, team, teacher, opponent or buffer (seed "
             f"{progress.seed}, now {seed}); resume with the same ones, or start afresh "
-            "without --resume"
+            "with --overwrite and without --resume"
         )
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     load_into(module, own, path)
