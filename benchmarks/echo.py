@@ -91,7 +91,7 @@ class _Link:
         self._peers = [
             (
                 node.create_publisher(
-                    PeerMessage, topics.of_robot(peer, topics.MESSAGE), qos.MESSAGE
+                    PeerMessage, topics.of_robot(peer, topics.MESSAGE), qos.HEARD
                 ),
                 PeerMessage(
                     training=int(training, 16),

@@ -41,20 +41,20 @@ class PeerLink:
                 PeerMessage,
                 topics.of_peer(own, peer.robot, topics.MESSAGE),
                 _never_called,
-                qos.MESSAGE,
+                qos.HEARD,
                 callback_group=Polled(),
                 event_callbacks=qos.NO_SUBSCRIPTION_EVENTS,
             )
             for peer in manifest.peers
         ]
-        self._fetched: list[deque[Heard]] = [deque(maxlen=qos.MESSAGE.depth) for _ in self._heard]
+        self._fetched: list[deque[Heard]] = [deque(maxlen=qos.HEARD.depth) for _ in self._heard]
         self._message = PeerMessage(training=manifest.training_number)
         self._told: Publisher[PeerMessage] | None = None
         if manifest.message:
             self._told = node.create_publisher(
                 PeerMessage,
                 topics.MESSAGE,
-                qos.kept(qos.MESSAGE, for_recorder=recorded),
+                qos.kept(qos.TOLD, for_recorder=recorded),
                 event_callbacks=qos.NO_EVENTS,
             )
 
@@ -82,7 +82,7 @@ class PeerLink:
         """Take what has come. Done while nothing is to be decided, it delays no decision."""
         taken_s = time.monotonic()
         for index, (subscription, kept) in enumerate(zip(self._heard, self._fetched, strict=True)):
-            for _ in range(qos.MESSAGE.depth):
+            for _ in range(qos.HEARD.depth):
                 taken: Any = subscription.handle.take_message(PeerMessage, False)
                 if not taken:
                     break

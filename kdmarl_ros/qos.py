@@ -49,8 +49,12 @@ ACTION = QoSProfile(
     liveliness_lease_duration=Duration(seconds=LEASE_S),
 )
 
-# What robots tell each other: the newest few, delivered if that can be, never waited for.
-MESSAGE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+# What robots tell each other: the newest, delivered if that can be, never waited for. If senders
+# kept more, Fast DDS would deliver nothing behind one that got lost, for up to 3 s.
+TOLD = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+
+# What peers have told since the last decision: the newest few.
+HEARD = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 
 # Every step result of an episode, delivered.
 STEP_RESULT = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)

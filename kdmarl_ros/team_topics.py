@@ -50,7 +50,7 @@ def action_topics(team: Team) -> list[TeamTopic]:
 def message_topics(team: Team) -> list[TeamTopic]:
     """All topics on which robots tell each other something."""
     return [
-        TeamTopic(topics.of_robot(robot.name, topics.MESSAGE), PeerMessage, qos.MESSAGE)
+        TeamTopic(topics.of_robot(robot.name, topics.MESSAGE), PeerMessage, qos.TOLD)
         for robot in team.robots
         if robot.messages
     ]

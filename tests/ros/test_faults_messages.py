@@ -9,7 +9,6 @@ import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from helpers import TRAINING, write_yaml
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_driver import ROBOT, another, driving, observations
 from std_msgs.msg import Int32, String
 from std_srvs.srv import SetBool
@@ -38,7 +37,7 @@ TRAINED = int(TRAINING, 16)
 VALUES = (0.5, -0.5, 1.0)
 FLOWN = 3  # what a person chooses
 # Whose history is full asks at once what has arrived; others ask every 3 s.
-PROMPT = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+PROMPT = qos.TOLD
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def flying(domain, start_node, bundles, *parameters, peers):
     )  # fmt: skip
     with driving(domain, load_policy(bundles / ROBOT).manifest) as sensors:
         sensors.heard, sensors.peers, sensors.episode = [], {}, 0
-        sensors.hear(PeerMessage, topics.MESSAGE, sensors.heard.append, qos.MESSAGE)
+        sensors.hear(PeerMessage, topics.MESSAGE, sensors.heard.append, qos.HEARD)
         there = [  # the robot is linked once all of them listen
             rclpy.create_node("policy", namespace=f"/{peer}", context=sensors.context)
             for peer in peers
@@ -81,7 +80,7 @@ def flying(domain, start_node, bundles, *parameters, peers):
 
 
 def listen(node, topic):
-    return node.create_subscription(PeerMessage, topic, print, qos.MESSAGE)
+    return node.create_subscription(PeerMessage, topic, print, qos.HEARD)
 
 
 def speaking_of(robot, peer):
@@ -192,7 +191,7 @@ def test_a_team_is_linked_when_all_receivers_listen_whoever_else_does(robot, tal
         for name in (ROBOT, OTHER)
     ]
     for node in nodes:
-        node.create_publisher(PeerMessage, topics.MESSAGE, qos.MESSAGE)
+        node.create_publisher(PeerMessage, topics.MESSAGE, qos.HEARD)
     robot.until(lambda: sender.count_subscribers(topic) == len(others))
     robot.until(lambda: all(sender.count_publishers(heard) for heard in link.heard_topics))
     assert not link.linked
@@ -251,9 +250,9 @@ def test_a_restarted_peer_is_heard_again(robot, policy, episode):
 @pytest.mark.parametrize(
     ("kind", "profile", "words"),
     [
-        (String, qos.MESSAGE, ["/stranger uses std_msgs/msg/String"]),
+        (String, qos.HEARD, ["/stranger uses std_msgs/msg/String"]),
         (PeerMessage, qos.ANY_PUBLISHER, ["/stranger offers incompatible QoS", "reliable"]),
-        (PeerMessage, qos.MESSAGE, ["2 publishers", "/sensors", "/stranger"]),
+        (PeerMessage, qos.HEARD, ["2 publishers", "/sensors", "/stranger"]),
     ],
 )
 def test_what_is_wrong_with_a_peers_topic_is_said_with_its_name(
@@ -274,8 +273,8 @@ def test_what_is_wrong_with_a_peers_topic_is_said_with_its_name(
 @pytest.mark.parametrize(
     ("kind", "profile", "publishes", "words"),
     [
-        (PeerMessage, qos.MESSAGE, True, ["/stranger publishes there, too"]),
-        (String, qos.MESSAGE, False, ["/stranger uses std_msgs/msg/String"]),
+        (PeerMessage, qos.HEARD, True, ["/stranger publishes there, too"]),
+        (String, qos.HEARD, False, ["/stranger uses std_msgs/msg/String"]),
         (PeerMessage, qos.LATCHED, False, ["/stranger asks for incompatible QoS"]),
     ],
 )
@@ -294,7 +293,7 @@ def test_who_is_wrong_on_a_robots_own_topic_is_named(
 
 @pytest.mark.parametrize(
     ("ahead", "ages"),
-    [(qos.MESSAGE.depth - 1, [NOTHING, 1, 1]), (qos.MESSAGE.depth, [NOTHING, NOTHING, 1])],
+    [(qos.HEARD.depth - 1, [NOTHING, 1, 1]), (qos.HEARD.depth, [NOTHING, NOTHING, 1])],
 )
 def test_of_a_flood_the_newest_few_are_heard(robot, policy, episode, ahead, ages):
     """The last ones cannot be read yet, those before can: unless they are too many ago."""
@@ -304,7 +303,7 @@ def test_of_a_flood_the_newest_few_are_heard(robot, policy, episode, ahead, ages
     for number in range(50):
         tell(robot, episode, 0, (number / 100, 0.0, 0.0))
     tell(robot, episode, 0)
-    if ahead < qos.MESSAGE.depth:
+    if ahead < qos.HEARD.depth:
         put(box, episode, 0)
     for number in range(ahead):
         values = (-1.0, 1.0, number / 10)
