@@ -52,8 +52,8 @@ demo: $(BUILT) ## Run the demonstration
 test: $(BUILT) ## Run the tests
 	$(call say,tests of the core: two processes)
 	@pytest -m "not ros" --numprocesses 2 --dist worksteal $(ARGS) || $(NONE_CHOSEN)
-	$(call say,tests of the nodes: two files at a time, since nodes mostly wait)
-	@pytest -m ros --numprocesses 2 --dist loadfile $(ARGS) || $(NONE_CHOSEN)
+	$(call say,tests of the nodes: three files at a time, since nodes mostly wait)
+	@pytest -m ros --numprocesses 3 --dist loadfile $(ARGS) || $(NONE_CHOSEN)
 
 check: $(INSTALLED) ## Check format, style, types and import boundaries
 	$(call say,format)

@@ -126,6 +126,7 @@ def test_in_real_time_nobody_waits_for_a_robot_that_was_killed(watcher, robot, b
     watcher.until(lambda: any(not e.missed_deadlines for e in results.read(path)[now:]))
 
 
+@pytest.mark.slow
 def test_a_swarm_that_is_killed_again_and_again_loses_no_finished_episode(
     watcher, start_node, write_bundles, path, tmp_path
 ):

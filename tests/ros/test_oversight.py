@@ -200,6 +200,7 @@ def test_no_action_follows_the_safe_one_of_a_deactivation(sensors, node):
 
 
 @pytest.mark.ros
+@pytest.mark.slow
 def test_a_signal_in_any_phase_ends_in_the_safe_action(domain, start_node, bundles, policies):
     phases = {f"phase_{i}": phase for i, phase in enumerate(np.linspace(0.0, 0.02, PHASES))}
     children = {

@@ -53,6 +53,7 @@ def test_a_run_is_recorded_whole_and_agrees_with_its_bundles(domain, bundles, kd
         assert (found["unknown"], found["difference"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_a_recorder_that_is_held_up_misses_nothing(
     domain, write_bundles, start_kdmarl, patient, tmp_path
 ):

@@ -83,6 +83,7 @@ def test_offline_and_over_ros_are_equal(
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
 
 
+@pytest.mark.slow
 def test_legal_actions_memory_and_random_sensors_are_equal_offline(
     domain, battle, kdmarl, patient, tmp_path
 ):
