@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import heapq
 import itertools
 import sys
 import time
@@ -47,10 +46,10 @@ from kdmarl_ros.spin import (
     Stop,
 )
 from kdmarl_ros.spin import main as spin_main
+from kdmarl_ros.timers import Timers
 
 SEPARATOR = "--"  # also ends a list of ROS arguments
 LOOKS_PER_S = 5  # robots whose peers are looked up: each time all that is on the graph is read
-Due = tuple[float, int, float, Callable[[], None]]  # due, order, period, what to call
 
 
 class _ServicesOnly(MessagesFirst):
@@ -122,9 +121,8 @@ class PolicyHost:
         self.closing = False
         self.reports_per_look = -(-len(robots) // LOOKS_PER_S)
         self._number = len(robots)
-        self._timers: list[Due] = []
-        self._reports: list[Due] = []  # which can wait
-        self._order = itertools.count()
+        self._timers = Timers()
+        self._reports = Timers()  # which can wait
         self._began_s = time.monotonic()
         self._next_turn_s = self._began_s
         self._context = get_default_context()
@@ -150,9 +148,9 @@ class PolicyHost:
         spinner = PunctualSpinner(self)
         while not stop.requested:
             spinner.spin_once(0.0 if self._waiting else self._left_s())
-            self._call_timers()
+            self._timers.call_due()
             self._decide()
-            _call_next(self._reports, time.monotonic())  # one: messages do not wait for all
+            self._reports.call_one()  # one: messages do not wait for all
             self._take_turn()
             self._start_next()
         spinner.close()
@@ -176,25 +174,18 @@ class PolicyHost:
 
         All callbacks of one period are called at one moment.
         """
-        return self._add(self._timers, self._began_s, seconds, callback)
+        return self._timers.every(seconds, callback, self._began_s)
 
     def report_every(
         self, seconds: float, callback: Callable[[], None], index: int
     ) -> Callable[[], object]:
         """As `every`, but one robot after another, and never before what is due to be decided."""
         phase_s = self._began_s + seconds * index / self._number
-        return self._add(self._reports, phase_s, seconds, callback)
-
-    def _add(
-        self, timers: list[Due], phase_s: float, seconds: float, callback: Callable[[], None]
-    ) -> Callable[[], object]:
-        timer = (_next(phase_s, seconds), next(self._order), seconds, callback)
-        heapq.heappush(timers, timer)
-        return functools.partial(_cancel, timers, callback)
+        return self._reports.every(seconds, callback, phase_s)
 
     def _left_s(self) -> float:
         """Until something is to be done though nothing arrives."""
-        next_s = min(timers[0][0] for timers in (self._timers, self._reports) if timers)
+        next_s = min(self._timers.next_s, self._reports.next_s)
         return min(max(next_s - time.monotonic(), 0.0), IDLE_WAKE_S)
 
     # Starting
@@ -246,12 +237,6 @@ class PolicyHost:
         for robot in self._robots:
             robot.group.callback_done()
 
-    def _call_timers(self) -> None:
-        """Those that are due now; what becomes due meanwhile waits for messages to be taken."""
-        now_s = time.monotonic()
-        while _call_next(self._timers, now_s):
-            pass
-
     def _decide(self) -> None:
         due, self.due = self.due, {}
         if len(due) > 1:
@@ -297,27 +282,6 @@ def _take(subscription: Subscription[Any]) -> None:
     if taken is not None:
         callback: Any = subscription.callback  # none of a robot's asks for more than the message
         callback(taken[0])
-
-
-def _call_next(timers: list[Due], now_s: float) -> bool:
-    """Call what is due first, if it is; whether it was."""
-    if not timers or timers[0][0] > now_s:
-        return False
-    due_s, order, period_s, callback = timers[0]
-    heapq.heapreplace(timers, (_next(due_s, period_s, now_s), order, period_s, callback))
-    callback()
-    return True
-
-
-def _cancel(timers: list[Due], callback: Callable[[], None]) -> None:
-    timers[:] = [timer for timer in timers if timer[-1] is not callback]
-    heapq.heapify(timers)
-
-
-def _next(due_s: float, period_s: float, now_s: float | None = None) -> float:
-    """The first moment after now in a row of periods; what was missed is not made up for."""
-    now_s = time.monotonic() if now_s is None else now_s
-    return due_s + period_s * max(1, -(-(now_s - due_s) // period_s))
 
 
 def main(args: list[str] | None = None) -> int:
