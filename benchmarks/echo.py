@@ -91,7 +91,7 @@ class _Link:
         self._peers = [
             (
                 node.create_publisher(
-                    PeerMessage, topics.of_robot(peer, topics.MESSAGE), qos.HEARD
+                    PeerMessage, topics.of_robot(peer, topics.MESSAGE), qos.TOLD
                 ),
                 PeerMessage(
                     training=int(training, 16),

@@ -12,10 +12,11 @@ prepared for their readers.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.expert_buffer import ExpertBuffer, fill_buffer
@@ -38,9 +39,7 @@ from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 from kdmarl_core.team import Team, load_team
 
-CERTAIN = (
-    1e6  # what log-probabilities are multiplied by, so that what is drawn is the greedy action
-)
+CERTAIN = 1e6  # times log-probabilities: what is drawn is the greedy action
 
 
 def main() -> int:
@@ -66,21 +65,20 @@ def main() -> int:
     env = silent.task.make_reference()
     best = returns(list(play(env, TeacherPlayer(teacher, spec), arguments.episodes, 0)))
     random = returns(list(play(env, RandomPlayer(), arguments.episodes, 0)))
-    buffer: ExpertBuffer | None = None
-    for name, team, shares in (
-        ("silent", silent, None),
-        ("sensors of all", silent, 0),
-        ("sensors of all, others a step late", silent, 1),
-        (f"{arguments.size} learned values, a step late", talking, None),
+    plan = Work(silent, teacher, card, recipe, arguments.seed)
+    buffer = fill_buffer(silent.task, teacher, card, planned_buffer(plan))
+    for name, team, make in (
+        ("silent", silent, StudentTeam),
+        ("sensors of all", silent, functools.partial(SharingTeam, late=False)),
+        ("sensors of all, others a step late", silent, functools.partial(SharingTeam, late=True)),
+        (f"{arguments.size} learned values, a step late", talking, StudentTeam),
     ):
-        work = Work(team, teacher, card, recipe, arguments.seed)
-        if buffer is None:
-            buffer = fill_buffer(team.task, teacher, card, planned_buffer(work))
+        work = plan._replace(team=team)
         torch.manual_seed(derive_seed(work.seed, 10))
-        students = StudentTeam(team) if shares is None else SharingTeam(team, late=bool(shares))
+        students = make(team)
         learn(students, work, buffer)
         kept = normalised_retention(greedy(students, work, arguments.episodes), best, random)
-        print(f"{name}: {percent(kept) if kept else '-'}", flush=True)
+        print(f"{name}: {percent(kept)}", flush=True)
     return 0
 
 
@@ -89,41 +87,33 @@ class SharingTeam(StudentTeam):
 
     def __init__(self, team: Team, *, late: bool) -> None:
         super().__init__(team)
-        shared = SharedSensors(self.restriction, team.task.spec.episode_steps, late=late)
-        self.restriction = shared  # type: ignore[assignment]
-        self.aligner = StackedLinear(shared.sizes, self.widths, 1.0)
+        self.restriction = SharedSensors(team, late=late)
+        self.aligner = StackedLinear(self.restriction.sizes, self.widths, 1.0)
 
 
-class SharedSensors(nn.Module):
-    """A `Restriction` with the inputs of all others behind each robot's own.
+class SharedSensors(Restriction):
+    """The inputs of all others stand behind each robot's own.
 
     Late ones are those of the step before: zeros in the first one, which is that of all episodes
     at once, as all have the same length and rollouts begin with new ones.
     """
 
-    def __init__(self, own: Restriction, steps: int, *, late: bool) -> None:
-        super().__init__()
-        self._own, self._steps, self._late = own, steps, late
-        self.random, self.sensed, self.draw = own.random, own.sensed, own.draw
-        self.sizes = [len(own.sizes) * max(own.sizes)] * len(own.sizes)
+    def __init__(self, team: Team, *, late: bool) -> None:
+        super().__init__(team)
+        self._steps, self._late = team.task.spec.episode_steps, late
         self._step, self._before = 0, torch.empty(0)
+        self.sizes = [len(self.sizes) * max(self.sizes)] * len(self.sizes)
 
     def inputs(self, observation: Tensor, visible: Tensor | None) -> Tensor:
-        """As `Restriction.inputs`: of episodes [T, B, N, D], or of the next step [B, N, D]."""
-        own = told = self._own.inputs(observation, visible)
+        """Of whole episodes, from observations [T, B, N, D], or of the next step [B, N, D]."""
+        own = told = super().inputs(observation, visible)
         if self._late and own.dim() == 4:
             told = torch.cat([torch.zeros_like(own[:1]), own[:-1]])
         elif self._late:
             told = self._before if self._step % self._steps else torch.zeros_like(own)
             self._before, self._step = own, self._step + 1
-        robots = own.shape[-2]
-        return torch.stack(
-            [
-                torch.cat([own[..., i, :]] + [told[..., i - k, :] for k in range(1, robots)], -1)
-                for i in range(robots)
-            ],
-            -2,
-        )
+        others = [told.roll(shift, -2) for shift in range(1, own.shape[-2])]
+        return torch.cat([own, *others], -1)
 
 
 def learn(students: StudentTeam, work: Work, buffer: ExpertBuffer) -> None:

@@ -53,7 +53,7 @@ def config_file(
     """
     if is_yaml(name_or_path):
         return folder / name_or_path
-    if Path(name_or_path).name != name_or_path and name_or_path not in (".", ""):
+    if "/" in name_or_path:
         prefix = f"{where}: " if where else ""
         raise UserError(f"{prefix}{kind} '{name_or_path}': a path must end in .yaml; correct it")
     known = share_folder() / "config" / shipped

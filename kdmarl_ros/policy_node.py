@@ -454,6 +454,7 @@ class PolicyNode(ManagedNode):
         self._peers.fetch()
 
     def _send(self, decision: Decision) -> None:
+        assert self._runtime is not None
         message = self._message
         message.header.stamp = self.get_clock().now().to_msg()
         message.episode, message.step = decision.stamp
@@ -462,8 +463,7 @@ class PolicyNode(ManagedNode):
         message.compute_time_s = decision.compute_s
         self._action.publish(message)
         self._last = decision
-        if self._runtime is not None:
-            self._runtime.count(decision)
+        self._runtime.count(decision)
         if self._body is not None:
             self._body.act(None if decision.safe else decision.action)
 

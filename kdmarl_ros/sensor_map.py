@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kdmarl_core.bundle import BlockEntry, Manifest
-from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.errors import UserError, refuse_unknown
 from kdmarl_core.schema import check_above_zero, check_at_least, from_mapping, read_yaml
 from kdmarl_ros.message_fields import (
     ARRAY,
@@ -182,9 +182,7 @@ class SensorMap:
                 "robot through sensors/<block>, or train it on a task whose actions are all legal"
             )
         names = [block.name for block in manifest.blocks]
-        for name in entry.blocks:
-            if name not in names:
-                raise unknown("block", name, names, f"{where}: blocks")
+        refuse_unknown("block", entry.blocks, names, f"{where}: blocks")
         self._blocks = []
         for block in manifest.blocks:
             if block.name not in entry.blocks:
@@ -479,9 +477,7 @@ class Command:
         self, entry: CommandEntry, actions: Sequence[str], where: str
     ) -> list[np.ndarray]:
         at = f"{where}: actions"
-        for name in entry.actions:
-            if name not in actions:
-                raise unknown("action", name, actions, at)
+        refuse_unknown("action", entry.actions, actions, at)
         missing = [name for name in actions if name not in entry.actions]
         if missing:
             raise UserError(f"{at}: no '{missing[0]}', which the bundle may choose; add it")

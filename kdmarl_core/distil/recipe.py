@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdmarl_core.distil.losses import REVISIONS, Terms, Weights
-from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.errors import UserError, refuse_unknown
 from kdmarl_core.files import config_file
 from kdmarl_core.schema import (
     check_above_zero,
@@ -114,9 +114,7 @@ def load_recipe(
     """
     path = _recipe_file(name_or_path)
     document = read_with_bases(path, _recipe_file)
-    for term in without:
-        if term not in Terms._fields:
-            raise unknown("term", term, Terms._fields)
+    refuse_unknown("term", without, Terms._fields)
     off = [f"{phase}.weights.{term}=0.0" for term in without for phase in ("offline", "on_policy")]
     return from_mapping(Recipe, with_changes(document, [*changes, *off]), str(path))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdmarl_core.errors import UserError, unknown
+from kdmarl_core.errors import UserError, refuse_unknown
 
 VISIBLE = "visible"  # what a student that features are hidden from is told
 
@@ -38,9 +38,7 @@ def select_blocks(blocks: Sequence[Block], names: Sequence[str], where: str) -> 
         UserError: a name is not a block of this agent, stands twice, or none is given.
     """
     valid = [block.name for block in blocks]
-    for name in names:
-        if name not in valid:
-            raise unknown("block", name, valid, where)
+    refuse_unknown("block", names, valid, where)
     if len(set(names)) != len(names) or not names:
         raise UserError(f"{where}: {list(names)} must name each block once and at least one block")
     return tuple(block for block in blocks if block.name in names)

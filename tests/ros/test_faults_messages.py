@@ -36,8 +36,6 @@ NOTHING = HOLD + 1  # the age of what is not held
 TRAINED = int(TRAINING, 16)
 VALUES = (0.5, -0.5, 1.0)
 FLOWN = 3  # what a person chooses
-# Whose history is full asks at once what has arrived; others ask every 3 s.
-PROMPT = qos.TOLD
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def listen(node, topic):
 def speaking_of(robot, peer):
     """A publisher of a peer's messages."""
     topic = topics.of_peer(f"/{ROBOT}", peer, topics.MESSAGE)
-    return robot.publisher(PeerMessage, topic, PROMPT)
+    return robot.publisher(PeerMessage, topic, qos.TOLD)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +189,7 @@ def test_a_team_is_linked_when_all_receivers_listen_whoever_else_does(robot, tal
         for name in (ROBOT, OTHER)
     ]
     for node in nodes:
-        node.create_publisher(PeerMessage, topics.MESSAGE, qos.HEARD)
+        node.create_publisher(PeerMessage, topics.MESSAGE, qos.TOLD)
     robot.until(lambda: sender.count_subscribers(topic) == len(others))
     robot.until(lambda: all(sender.count_publishers(heard) for heard in link.heard_topics))
     assert not link.linked
@@ -250,9 +248,9 @@ def test_a_restarted_peer_is_heard_again(robot, policy, episode):
 @pytest.mark.parametrize(
     ("kind", "profile", "words"),
     [
-        (String, qos.HEARD, ["/stranger uses std_msgs/msg/String"]),
+        (String, qos.TOLD, ["/stranger uses std_msgs/msg/String"]),
         (PeerMessage, qos.ANY_PUBLISHER, ["/stranger offers incompatible QoS", "reliable"]),
-        (PeerMessage, qos.HEARD, ["2 publishers", "/sensors", "/stranger"]),
+        (PeerMessage, qos.TOLD, ["2 publishers", "/sensors", "/stranger"]),
     ],
 )
 def test_what_is_wrong_with_a_peers_topic_is_said_with_its_name(
@@ -273,8 +271,8 @@ def test_what_is_wrong_with_a_peers_topic_is_said_with_its_name(
 @pytest.mark.parametrize(
     ("kind", "profile", "publishes", "words"),
     [
-        (PeerMessage, qos.HEARD, True, ["/stranger publishes there, too"]),
-        (String, qos.HEARD, False, ["/stranger uses std_msgs/msg/String"]),
+        (PeerMessage, qos.TOLD, True, ["/stranger publishes there, too"]),
+        (String, qos.TOLD, False, ["/stranger uses std_msgs/msg/String"]),
         (PeerMessage, qos.LATCHED, False, ["/stranger asks for incompatible QoS"]),
     ],
 )
