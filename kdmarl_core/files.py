@@ -101,20 +101,44 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    with _refusing_to_write(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _refusing_to_write(target), lasting_file(target) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def lasting_file(target: Path) -> Iterator[Path]:
+    """As `atomic_file`, for those who say themselves what an `OSError` means to them.
+
+    When it has become `target`, it outlives a loss of power.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_listing(target)
+
+
+def sync_listing(target: Path) -> None:
+    """That a file is there, or is gone, outlives a loss of power, where that can be had."""
+    for folder in (target.parent, target.parent.parent):  # of which the first may be new
+        with contextlib.suppress(OSError):  # not all folders can be read, or synced
+            _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:

@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock as RosClock
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
@@ -33,7 +32,8 @@ from kdmarl_core.evaluate import episode_seed
 from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View
 from kdmarl_core.team import load_team
-from kdmarl_ros import oversight, peers, qos, results, topics
+from kdmarl_ros import health, oversight, peers, qos, results, topics
+from kdmarl_ros.diagnostics import PERIOD_S, Diagnostics
 from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, StepResult
@@ -48,7 +48,6 @@ from kdmarl_ros.spin import main as spin_main
 REPEAT_AFTER_S = 0.1
 OTHERS_HEARD = 4  # callbacks per step of a late bridge beside one for each robot's action
 LATE_WARNED_EVERY_S = 10.0
-DIAGNOSTICS_PERIOD_S = 1.0
 STATUS_COLOURS = dict(zip(STATUSES, (POLICY, SAFE, OVERRIDDEN), strict=True))
 DRAW_EVERY_S = 1 / 30  # at most: a picture costs as much as a step, and nobody sees more
 RECORDED_WITHIN_S = 4.0  # acknowledgements are asked for every 3 s
@@ -83,11 +82,9 @@ class BridgeNode(Node):
         self._markers = self.create_publisher(
             MarkerArray, topics.MARKERS, qos.LATCHED, event_callbacks=NO_EVENTS
         )
-        self._diagnostics = self.create_publisher(
-            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=NO_EVENTS
-        )
+        self._diagnostics = Diagnostics(self, "swarm: bridge")
         steady = RosClock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        self.create_timer(PERIOD_S, self._publish_diagnostics, clock=steady)
         self._make_oversight()
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
@@ -387,30 +384,21 @@ class BridgeNode(Node):
         errors += [f"stopped {self._stops.reason}"] if self._stops.stopped else []
         warnings = ["paused"] if self._paused else []
         warnings += [f"{len(self._unsaved)} episodes are not saved"] if self._unsaved else []
-        level = DiagnosticStatus.OK
-        if errors or warnings:
-            level = DiagnosticStatus.ERROR if errors else DiagnosticStatus.WARN
+        level = health.ERROR if errors else health.WARN if warnings else health.OK
         steps, self._reported_steps = self._steps - self._reported_steps, self._steps
         values = {
             "team": self._team.name,
             "mode": self._given.mode,
             "episode": str(self._at[0]),
             "step": str(self._at[1]),
-            "steps_per_second": f"{steps / DIAGNOSTICS_PERIOD_S:.1f}",
+            "steps_per_second": f"{steps / PERIOD_S:.1f}",
             "finished_episodes": str(len(self._finished)),
             "unsaved_episodes": str(len(self._unsaved)),
             "refused_actions": str(refused),
             **{f"model_sha256/{link.robot.name}": link.model for link in self._links},
         }
-        status = DiagnosticStatus(
-            level=level,
-            name="swarm: bridge",
-            message="; ".join(errors or warnings) or "playing",
-            values=[KeyValue(key=key, value=value) for key, value in values.items()],
-        )
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        message = "; ".join(errors or warnings) or "playing"
+        self._diagnostics.publish(health.Report(level, message, values))
 
 
 def _how(given: BridgeParameters, rate_hz: float) -> str:

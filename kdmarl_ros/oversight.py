@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from kdmarl_core.errors import UserError
+from kdmarl_core.files import lasting_file, sync_listing
 from kdmarl_core.schema import read_json
 
 ROBOT = "robot"  # who can stop: the robot's own topic and service, or the swarm's
@@ -69,28 +70,12 @@ class StopLatch:
         return ""
 
     def _keep(self, since: dict[str, str]) -> None:
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
         if since:
-            temporary = self.path.with_suffix(".new")
-            with temporary.open("w") as file:
-                json.dump(since, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            with lasting_file(self.path) as temporary:
+                temporary.write_text(json.dumps(since))
         else:
             self.path.unlink(missing_ok=True)
-        for changed in (folder, folder.parent):  # of which the first may be new
-            _sync(changed)
-
-
-def _sync(folder: Path) -> None:
-    """What a folder lists outlives a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_listing(self.path)
 
 
 def latch(state_directory: str, name: str, owner: str = ROBOT) -> StopLatch:

@@ -18,31 +18,18 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 DISCOVERY_S = 10.0
 UNKNOWN = "_NODE_NAME_UNKNOWN_"  # an endpoint that is known before its node is
 
-
-def publisher_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
-    """What is wrong with the publishers of a topic that a node listens to, in words."""
-    own = _own(node, node.get_subscriptions_info_by_topic(topic))
-    problems, usable = [], []
-    for info in node.get_publishers_info_by_topic(topic):
-        problem = _mismatch(info, kind) or (own and _incompatible(info, own, info))
-        if problem:
-            problems.append(f"{topic}: {_name(info)} {problem}")
-        else:
-            usable.append(_name(info))
-    if len(usable) > 1:
-        problems.append(f"{topic}: {len(usable)} publishers ({', '.join(sorted(usable))})")
-    return problems
+Topics = Sequence[tuple[str, type[Any]]]  # with the types of their messages
 
 
-def listener_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
-    """What is wrong with the subscribers of a topic that a node publishes, in words."""
-    own = _own(node, node.get_publishers_info_by_topic(topic))
-    problems = []
-    for info in node.get_subscriptions_info_by_topic(topic):
-        problem = _mismatch(info, kind) or (own and _incompatible(own, info, info))
-        if problem:
-            problems.append(f"{topic}: {_name(info)} {problem}")
-    return problems
+def problems(node: Node, heard: Topics, owned: Topics) -> list[str]:
+    """What is wrong, in words, with others on topics that a node hears or alone may publish."""
+    found = [text for topic, kind in heard for text in _publisher_problems(node, topic, kind)]
+    for topic, kind in owned:
+        found += _listener_problems(node, topic, kind)
+        others = rivals(node, topic)
+        if others:
+            found.append(f"{topic}: {', '.join(others)} publishes there, too")
+    return found
 
 
 def rivals(node: Node, topic: str) -> list[str]:
@@ -57,6 +44,30 @@ def rivals(node: Node, topic: str) -> list[str]:
 def listening_namespaces(node: Node, topic: str) -> list[str]:
     """Namespaces of the subscribers of a topic, one for each."""
     return [info.node_namespace for info in node.get_subscriptions_info_by_topic(topic)]
+
+
+def _publisher_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
+    own = _own(node, node.get_subscriptions_info_by_topic(topic))
+    found, usable = [], []
+    for info in node.get_publishers_info_by_topic(topic):
+        problem = _mismatch(info, kind) or (own and _incompatible(info, own, info))
+        if problem:
+            found.append(f"{topic}: {_name(info)} {problem}")
+        else:
+            usable.append(_name(info))
+    if len(usable) > 1:
+        found.append(f"{topic}: {len(usable)} publishers ({', '.join(sorted(usable))})")
+    return found
+
+
+def _listener_problems(node: Node, topic: str, kind: type[Any]) -> list[str]:
+    own = _own(node, node.get_publishers_info_by_topic(topic))
+    found = []
+    for info in node.get_subscriptions_info_by_topic(topic):
+        problem = _mismatch(info, kind) or (own and _incompatible(own, info, info))
+        if problem:
+            found.append(f"{topic}: {_name(info)} {problem}")
+    return found
 
 
 def _own(node: Node, infos: Sequence[TopicEndpointInfo]) -> TopicEndpointInfo | None:

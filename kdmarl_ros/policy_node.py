@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, JumpThreshold
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
@@ -30,6 +29,7 @@ from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import health, peers, qos, topics
 from kdmarl_ros.console import Console
+from kdmarl_ros.diagnostics import PERIOD_S, Diagnostics
 from kdmarl_ros.managed_node import ManagedNode
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
 from kdmarl_ros.parameters import (
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from kdmarl_ros.body import Body
     from kdmarl_ros.sensor_map import Reading
 
-DIAGNOSTICS_PERIOD_S = 1.0
 LATENCIES_KEPT = 1000
 ACKNOWLEDGED_WITHIN_S = 0.2
 LEAST_CHECK_S = 0.005
@@ -105,7 +104,10 @@ class PolicyNode(ManagedNode):
             self, self._callback_group, self._given.state_directory, self._brake
         )
         self.create_service(Trigger, topics.RELOAD, self._on_reload)
-        self._make_diagnostics()
+        self._health = health.Health()
+        robot = self._namespace or "robot"
+        self._diagnostics = Diagnostics(self, f"{robot}: policy", self._namespace)
+        self._every(PERIOD_S, self._publish_diagnostics)
 
     def start(self) -> None:
         """Configure and activate, if autostart is set; a `UserError` if that cannot be done."""
@@ -492,26 +494,9 @@ class PolicyNode(ManagedNode):
 
     # Reporting
 
-    def _make_diagnostics(self) -> None:
-        self._health = health.Health()
-        self._diagnostics = self.create_publisher(
-            DiagnosticArray, topics.DIAGNOSTICS, qos.DIAGNOSTICS, event_callbacks=NO_EVENTS
-        )
-        self._every(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
-
     def _publish_diagnostics(self) -> None:
         now_s = time.monotonic()
-        report = self._health.report(self._snapshot(now_s), now_s)
-        status = DiagnosticStatus(
-            level=bytes([report.level]),
-            name=f"{self._namespace or 'robot'}: policy",
-            hardware_id=self._namespace,
-            message=report.message,
-            values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
-        )
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        self._diagnostics.publish(self._health.report(self._snapshot(now_s), now_s))
 
     def _snapshot(self, now_s: float) -> health.Snapshot:
         given, runtime = self._given, self._runtime
@@ -567,19 +552,9 @@ class PolicyNode(ManagedNode):
     def _peer_problems(self) -> list[str]:
         sensors = self._body.subscriptions if self._body else self._sensors
         heard = [(sensor.topic_name, sensor.msg_type) for sensor in sensors]
-        heard += [
-            (topic, PeerMessage) for topic in (self._peers.heard_topics if self._peers else ())
-        ]
-        found = [
-            problem
-            for topic, kind in heard
-            for problem in peers.publisher_problems(self, topic, kind)
-        ]
-        for topic, kind in self._own_topics():
-            found += peers.listener_problems(self, topic, kind)
-            others = peers.rivals(self, topic)
-            if others:
-                found.append(f"{topic}: {', '.join(others)} publishes there, too")
+        if self._peers:
+            heard += [(topic, PeerMessage) for topic in self._peers.heard_topics]
+        found = peers.problems(self, heard, self._own_topics())
         if self._console.trouble:
             found.append(f"the stop will not outlive this process: {self._console.trouble}")
         return found
