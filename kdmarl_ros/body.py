@@ -29,7 +29,7 @@ class Body:
         sensor_map: SensorMap,
         sensor_profile: QoSProfile,
         on_reading: Callable[[Reading], None],
-        on_message: Callable[[Subscription[Any], Any], float],
+        on_message: Callable[[Subscription[Any], Any], float | None],
     ) -> None:
         """Listen to all topics of a map and be ready to command.
 
@@ -38,7 +38,8 @@ class Body:
             sensor_map: what to listen to and what to command.
             sensor_profile: QoS of the subscriptions.
             on_reading: called with every block that a message brings up to date.
-            on_message: told of every message first; returns its age in seconds.
+            on_message: told of every message first; returns its age in seconds, or None if it
+                is not to be used.
         """
         self._on_any = on_message
         self._node, self._map, self._on_reading = node, sensor_map, on_reading
@@ -64,10 +65,16 @@ class Body:
         """Full name and type of the topic that moves the base."""
         return self._publisher.topic_name, self._command.message
 
+    def trouble(self) -> str:
+        """What keeps the base from moving, in words; empty if nothing does."""
+        return self._command.heading_trouble(time.monotonic())
+
     def act(self, action: int | None) -> None:
-        """Head for what an action commands; None: brake and stand, the safe action."""
+        """Head for what an action commands; None: brake, at once, and stand: the safe action."""
         self._engaged = True
         self._command.aim(action)
+        if action is None:
+            self._publish()
 
     def stop(self) -> None:
         """Brake to a stand within the limits, then fall silent; returns when the base stands."""
@@ -78,11 +85,16 @@ class Body:
         give_up_s = time.monotonic() + STOP_WITHIN_S
         while not self._command.at_rest and time.monotonic() < give_up_s:
             self._publish()
-            time.sleep(self._command.period_s)
+            time.sleep(max(min(self._command.period_s, give_up_s - time.monotonic()), 0.0))
         self._publisher.publish(self._command.standing(self._stamp()))
 
+    def forget(self) -> None:
+        """What was sensed so far is of another time."""
+        self._map.forget()
+
     def close(self) -> None:
-        """Free all entities."""
+        """Brake, if that has yet to be done, and free all entities."""
+        self.stop()
         self._node.destroy_timer(self._timer)
         for subscription in self.subscriptions:
             self._node.destroy_subscription(subscription)
@@ -90,6 +102,8 @@ class Body:
 
     def _on_message(self, source: int, message: object) -> None:
         age_s = self._on_any(self.subscriptions[source], message)
+        if age_s is None:
+            return
         for reading in self._map.take(source, message, time.monotonic(), age_s):
             self._on_reading(reading)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rclpy.clock import Clock as RosClock
@@ -90,11 +91,12 @@ class BridgeNode(Node):
         self._executor.add_node(self)
         rate_hz = self._given.rate_hz or self._team.task.spec.rate_hz
         self._tick_s = 1.0 / rate_hz
-        self._next_tick_s = 0.0
+        self._next_tick_s: float | None = None  # None: a whole period follows
         self._period_ns = round(1e9 / self._team.task.spec.rate_hz)
         self._how = _how(self._given, rate_hz)
         self._now = Time()
-        self._finished: list[results.EpisodeResult] = []
+        self._played = 0  # episodes, with those of earlier runs
+        self._last: list[results.EpisodeResult] = []  # the newest of them, if there is one
         self._unsaved: list[results.EpisodeResult] = []
         self._at = (0, 0)  # episode, step
         self._draw_next_s = 0.0
@@ -107,30 +109,30 @@ class BridgeNode(Node):
 
     def run(self, stop: Stop) -> None:
         """Play all episodes that the results file does not hold yet."""
-        self._finished = results.read(self._path)
+        earlier = results.read(self._path)
         results.check_same_run(
             self._path,
-            self._finished,
+            earlier,
             self._team.name,
             lambda index: episode_seed(self._given.seed, index),
             self._how,
         )
-        if len(self._finished) >= self._given.episodes:
+        self._played, self._last = len(earlier), earlier[-1:]
+        if self._played >= self._given.episodes:
             self.get_logger().warning(
                 f"{self._path}: holds all {self._given.episodes} episodes already: nothing is "
                 "played; give another results file to play them again"
             )
             return
-        self._await_robots(stop)
+        self._await_robots(stop, earlier)
         if self._given.recorded:
             self._await_recorder(stop)
-        for index in range(len(self._finished), self._given.episodes):
+        del earlier
+        for index in range(self._played, self._given.episodes):
             result = self._play(index, stop)
             if result is None:
                 break
-            results.check_same_models(
-                self._path, self._finished[-1:], self._robot_names(), result.models
-            )
+            results.check_same_models(self._path, self._last, self._robot_names(), result.models)
             self._keep(result)
         if self._unsaved:
             raise UserError(
@@ -172,7 +174,7 @@ class BridgeNode(Node):
     def _robot_names(self) -> list[str]:
         return [link.robot.name for link in self._links]
 
-    def _await_robots(self, stop: Stop) -> None:
+    def _await_robots(self, stop: Stop, earlier: Sequence[results.EpisodeResult]) -> None:
         give_up_s = time.monotonic() + self._given.join_timeout_s
         while not stop.requested:
             missing = [link.robot.name for link in self._links if not link.present()]
@@ -185,7 +187,7 @@ class BridgeNode(Node):
                 )
             self._spin(IDLE_WAKE_S)
         models = [link.model for link in self._links]
-        results.check_same_models(self._path, self._finished, self._robot_names(), models)
+        results.check_same_models(self._path, earlier, self._robot_names(), models)
 
     # Playing
 
@@ -284,9 +286,9 @@ class BridgeNode(Node):
         It hears all the same what has come: each robot's newest action, and what people want.
         """
         now_s = time.monotonic()
-        first, due_s = self._next_tick_s == 0.0, self._next_tick_s + self._tick_s
+        due_s = (now_s if self._next_tick_s is None else self._next_tick_s) + self._tick_s
         self._next_tick_s = max(due_s, now_s)
-        if due_s <= now_s and not first:
+        if due_s <= now_s:
             self.get_logger().warning(
                 "steps take longer than their period: the rate is not held",
                 throttle_duration_sec=LATE_WARNED_EVERY_S,
@@ -307,7 +309,7 @@ class BridgeNode(Node):
 
     def _keep(self, result: results.EpisodeResult) -> None:
         """Write it, or keep it until it can be written: a full disk does not stop the robots."""
-        self._finished.append(result)
+        self._played, self._last = self._played + 1, [result]
         self._unsaved.append(result)
         try:
             while self._unsaved:
@@ -367,6 +369,7 @@ class BridgeNode(Node):
 
     def _wait_while_paused(self, stop: Stop) -> None:
         while self._paused and not self._single_steps and not stop.requested:
+            self._next_tick_s = None  # robots that stood still need time to answer
             self._spin(IDLE_WAKE_S)
         self._single_steps = max(self._single_steps - 1, 0)
 
@@ -392,7 +395,7 @@ class BridgeNode(Node):
             "episode": str(self._at[0]),
             "step": str(self._at[1]),
             "steps_per_second": f"{steps / PERIOD_S:.1f}",
-            "finished_episodes": str(len(self._finished)),
+            "finished_episodes": str(self._played),
             "unsaved_episodes": str(len(self._unsaved)),
             "refused_actions": str(refused),
             **{f"model_sha256/{link.robot.name}": link.model for link in self._links},

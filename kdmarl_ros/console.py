@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from rclpy.node import Node
 from std_msgs.msg import Bool, Int32
@@ -12,6 +14,8 @@ from std_srvs.srv import SetBool
 
 from kdmarl_ros import oversight, qos, topics
 from kdmarl_ros.spin import MessagesFirst
+
+BRAKE_EVERY_S = 0.05  # while a stop is being recorded
 
 
 class Console:
@@ -26,11 +30,11 @@ class Console:
             node: the robot's.
             group: the node's callback group.
             state_directory: where stops are kept; empty: the default.
-            brake: called at once when a robot that was free is stopped.
+            brake: called at once when the robot is stopped, and again until that is recorded.
         """
         self._logger, self._brake = node.get_logger(), brake
-        name = node.get_namespace().strip("/").replace("/", "_") or "robot"
-        self._stops = oversight.latch(state_directory, name)
+        name = node.get_namespace().strip("/").replace("/", ".") or "robot"
+        self._stops = oversight.latch(state_directory, name, oversight.SERVICE)
         self.trouble = ""  # why a stop will not outlive the process
         self._override: oversight.Override | None = None
         self.refused_overrides = 0
@@ -88,7 +92,8 @@ class Console:
     def _on_stop_service(
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
-        trouble = self._set_stop(oversight.ROBOT, request.data)
+        # A button that says again and again that it is not pressed releases nothing of this.
+        trouble = self._set_stop(oversight.SERVICE, request.data)
         held = f"stopped {self.reason}" if self.stopped else "not stopped"
         response.success = not trouble
         response.message = f"{held}; {trouble}" if trouble else held
@@ -96,16 +101,31 @@ class Console:
 
     def _set_stop(self, who: str, stopped: bool) -> str:
         before = self.stopped
-        # The robot first, the record after it.
-        if stopped and not before:
-            self._brake()
-        self.trouble = self._stops.set(who, stopped)
+        self.trouble = self._brake_and_record(who) if stopped else self._stops.set(who, False)
         if self.trouble:
             self._logger.error(f"the stop will not outlive this process: {self.trouble}")
         if self.stopped != before:
             self._stopped_topic.publish(Bool(data=self.stopped))
             self._logger.warning(f"stopped {self.reason}" if self.stopped else "released")
         return self.trouble
+
+    def _brake_and_record(self, who: str) -> str:
+        """Stop; the robot brakes first, and does not wait for a slow disk to go on braking."""
+        recorded: Future[str] = Future()
+
+        def record() -> None:
+            try:
+                recorded.set_result(self._stops.set(who, True))
+            except BaseException as error:  # raised where it is awaited
+                recorded.set_exception(error)
+
+        self._brake()
+        threading.Thread(target=record, daemon=True).start()
+        while True:
+            try:
+                return recorded.result(BRAKE_EVERY_S)
+            except TimeoutError:
+                self._brake()
 
     def _on_override(self, message: Int32) -> None:
         if self._override and not self._override.set(message.data, time.monotonic()):

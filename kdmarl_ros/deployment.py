@@ -49,8 +49,17 @@ class SecurityPlan(NamedTuple):
     allow_unsecured_middleware: bool = False
 
     def parameters(self) -> dict[str, Value]:
-        """What robots are told of it, over their files."""
+        """What robots are told of it, over their files.
+
+        Raises:
+            UserError: there is a keystore that would not be used.
+        """
         told: dict[str, Value] = {}
+        if self.keystore and self.level != "enforce":
+            raise UserError(
+                f"keystore: {self.keystore}: topics are secured only where security is to be "
+                "enforced; ask for that, too, or give no keystore"
+            )
         if self.level:
             told["security"] = self.level
         if self.trusted_keys:
@@ -325,11 +334,6 @@ def _enclosed(process: Process, keystore: Path | None) -> Process:
     )
 
 
-# Why the middleware does not secure topics, or None, by keystore: trying it starts processes, and
-# a launch plans its robots one by one.
-_tried: dict[Path, str | None] = {}
-
-
 def _keystore(
     rights: Mapping[str, Rights], probe: Process, security: SecurityPlan
 ) -> tuple[Path | None, str]:
@@ -346,10 +350,7 @@ def _keystore(
             return None, "topics are NOT secured: no keystore given"
         raise UserError("security: enforce: no keystore given; make one with 'kdmarl keystore'")
     sros2.check_keystore(folder, rights, sros2.ros_domain(os.environ))
-    place = folder.absolute()
-    if place not in _tried:
-        _tried[place] = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
-    reason = _tried[place]
+    reason = sros2.unsecured(folder, probe.label, probe.name, probe.namespace)
     if reason is None:
         return folder, ""
     if not security.allow_unsecured_middleware:
@@ -398,6 +399,8 @@ class _Robot(NamedTuple):
 
 
 def _robot(name: str, files: Path, bundle: Path, overrides: Mapping[str, Value]) -> _Robot:
+    if name in topics.RESERVED:
+        raise UserError(f"robot '{name}': that name is the swarm's own; choose another")
     check_values(PolicyParameters, overrides, f"{name}: overrides")
     parameters: dict[str, Any] = robot_parameters(name, files)
     parameters |= {"bundle": str(bundle.absolute()), **overrides}

@@ -152,6 +152,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
             self._refusal = error
             self._failure = f"cannot {what}: {error}"
             self.get_logger().error(f"cannot {what}: {error}")
-        except Exception:
+        except Exception as error:
+            self._failure = f"cannot {what}: {error!r}"
             self.get_logger().error(f"cannot {what}:\n{traceback.format_exc()}")
         return TransitionCallbackReturn.FAILURE

@@ -11,7 +11,8 @@ from kdmarl_core.errors import UserError
 from kdmarl_core.files import lasting_file, sync_listing
 from kdmarl_core.schema import read_json
 
-ROBOT = "robot"  # who can stop: the robot's own topic and service, or the swarm's
+ROBOT = "robot"  # who can stop: the robot's own topic, its service, or the swarm's
+SERVICE = "service"
 SWARM = "swarm"
 
 
@@ -34,6 +35,7 @@ class StopLatch:
         """Read the file, if there is one; who releases one that is damaged is its `owner`."""
         self.path = path
         self._since: dict[str, str] = {}
+        self._kept = True  # the file says the same
         if path.exists():
             try:
                 self._since = {str(who): str(when) for who, when in read_json(path).items()}
@@ -56,17 +58,18 @@ class StopLatch:
         Returns why this will not outlive the process, or nothing. A stop that cannot be kept is
         a stop nevertheless; a release that cannot be kept is none.
         """
-        if stopped == (who in self._since):
+        if self._kept and stopped == (who in self._since):
             return ""
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
         wanted = {name: when for name, when in self._since.items() if name != who}
         if stopped:
-            self._since = wanted = wanted | {who: now}
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._since = wanted = wanted | {who: self._since.get(who, now)}
         try:
             self._keep(wanted)
         except OSError as error:
+            self._kept = not stopped and self._kept
             return f"{self.path}: cannot be written ({error.strerror})"
-        self._since = wanted
+        self._since, self._kept = wanted, True
         return ""
 
     def _keep(self, since: dict[str, str]) -> None:

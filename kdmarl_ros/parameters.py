@@ -135,6 +135,11 @@ class PolicyParameters:
             raise UserError(
                 "stall_action: not set, but on_stall is other_action; name that action"
             )
+        if self.stall_action and self.on_stall != "other_action":
+            raise UserError(
+                f"stall_action: {self.stall_action} is for on_stall other_action, not "
+                f"{self.on_stall}; change one"
+            )
         if self.sensor_map and self.on_stall != "safe_action":
             raise UserError(
                 f"on_stall: {self.on_stall} is for robots without sensor_map: a base brakes; "

@@ -12,11 +12,13 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 
-from kdmarl_core.bundle import Manifest
+from kdmarl_core.bundle import FORMATS, Manifest
 from kdmarl_ros import peers, qos, topics
 from kdmarl_ros.msg import PeerMessage
 from kdmarl_ros.policy_runtime import Heard, Told
 from kdmarl_ros.spin import Polled
+
+LARGEST_VALUE_BYTES = max(form.bits for form in FORMATS.values()) // 8
 
 
 class PeerLink:
@@ -47,6 +49,8 @@ class PeerLink:
             )
             for peer in manifest.peers
         ]
+        # Of a message that is longer than any of its peer, what shows that is kept.
+        self._most = [peer.size * LARGEST_VALUE_BYTES + 1 for peer in manifest.peers]
         self._fetched: list[deque[Heard]] = [deque(maxlen=qos.HEARD.depth) for _ in self._heard]
         self._message = PeerMessage(training=manifest.training_number)
         self._told: Publisher[PeerMessage] | None = None
@@ -87,7 +91,7 @@ class PeerLink:
                 if not taken:
                     break
                 message = taken[0]
-                data = bytes(message.data)
+                data = bytes(message.data[: self._most[index]])
                 at, of = (message.episode, message.step), message.training
                 kept.append(Heard(index, *at, message.bits, data, taken_s, of))
 

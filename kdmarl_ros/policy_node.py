@@ -70,6 +70,7 @@ INTERFACE = (
     "actions",
     "safe_action",
     "legal_actions_vary",
+    "rate_hz",
     "message",
     "peers",
     "training",  # of robots that tell or hear anything; empty of others
@@ -97,6 +98,8 @@ class PolicyNode(ManagedNode):
         self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._floods: Counter[str] = Counter()
+        self._measured: dict[str, tuple[int, int]] = {}  # newest stamp of each mapped topic
+        self._out_of_order: Counter[str] = Counter()  # messages of mapped topics, not newer
         self._clock_reading, self._clock_moved_s = -1, 0.0
         # Steady time: a jump of the system clock or of simulated time must not disarm a timer.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -247,6 +250,13 @@ class PolicyNode(ManagedNode):
         other = given.stall_action or manifest.safe_action
         if other not in manifest.actions:
             raise unknown("action", other, manifest.actions, f"{where}: parameter stall_action")
+        for peer in manifest.peers:
+            if given.message_delay_steps > peer.hold_steps:
+                raise UserError(
+                    f"{where}: parameter message_delay_steps: messages of {peer.robot} are held "
+                    f"for {peer.hold_steps} steps, so that none of {given.message_delay_steps} "
+                    "steps ago could be read; lower it"
+                )
         stall = StallBehaviour(given.on_stall, given.stall_hold_s, manifest.actions.index(other))
         return RuntimeSettings(
             real_time=given.mode == "real_time",
@@ -291,6 +301,7 @@ class PolicyNode(ManagedNode):
                     "sole_publisher:=false"
                 )
         self._runtime.forget()
+        self._measured.clear()
         self._watchdog = Watchdog(self._timeout_s, time.monotonic())
         self._activations += 1
         self._readings = 0
@@ -313,9 +324,11 @@ class PolicyNode(ManagedNode):
             return
         self._active = False
         assert self._runtime is not None
-        self._send(self._runtime.safe("deactivated"))
-        if self._body is not None:
-            self._body.stop()
+        try:
+            self._send(self._runtime.safe("deactivated"))
+        finally:
+            if self._body is not None:
+                self._body.stop()
         self._await_delivery(ACKNOWLEDGED_WITHIN_S)
 
     def _cleanup(self) -> None:
@@ -369,12 +382,22 @@ class PolicyNode(ManagedNode):
         measured_s: float = stamp.sec + stamp.nanosec / 1e9
         return self.get_clock().now().nanoseconds / 1e9 - measured_s
 
-    def _on_body_message(self, subscription: Subscription[Any], message: Any) -> float:
+    def _on_body_message(self, subscription: Subscription[Any], message: Any) -> float | None:
         self._count(subscription)
         if self._given.stamps != "header":
             return 0.0
         age_s = self._age_s(message)
-        return math.inf if age_s is None else age_s  # what bears no stamp is of no use
+        if age_s is None:
+            return math.inf  # what bears no stamp is of no use
+        stamp, topic = message.header.stamp, subscription.topic_name
+        measured = (stamp.sec, stamp.nanosec)
+        newest = self._measured.get(topic)
+        if newest is not None and measured <= newest:
+            self._out_of_order[topic] += 1
+            return None
+        if age_s >= -FUTURE_S:  # a clock that was far ahead once must not refuse all that follows
+            self._measured[topic] = measured
+        return age_s
 
     def _on_reading(self, reading: Reading) -> None:
         # Real sensors know no episodes: an activation is one, and a reading is a step.
@@ -431,8 +454,14 @@ class PolicyNode(ManagedNode):
 
     def _on_clock_jump(self, jump: Any) -> None:
         self.get_logger().warning("the clock has jumped: inputs are forgotten")
-        if self._runtime is not None:
-            self._runtime.forget()
+        if self._runtime is None:
+            return
+        self._runtime.forget()
+        self._measured.clear()
+        if self._body is not None:
+            self._body.forget()
+        if self._active:
+            self._publish(self._runtime.stall(time.monotonic()))
 
     def _publish(self, decision: Decision) -> None:
         """Send a decision, or what people want instead: a stop wins over all else."""
@@ -480,6 +509,8 @@ class PolicyNode(ManagedNode):
         try:
             if runtime is None:
                 raise UserError("not configured; configure the node instead")
+            if self._active and self._body is not None:
+                raise UserError("a base is not to wait for that while it drives; deactivate first")
             policy = self._load()
             _refuse_other_interface(runtime.policy.manifest, policy.manifest)
         except UserError as error:
@@ -539,6 +570,7 @@ class PolicyNode(ManagedNode):
             for group, by_reason in groups.items()
             for reason, count in by_reason.items()
         }
+        counts |= {f"dropped{topic}/old": n for topic, n in self._out_of_order.items()}
         if self._console.refused_overrides:
             counts["dropped/override"] = self._console.refused_overrides
         return counts
@@ -555,6 +587,8 @@ class PolicyNode(ManagedNode):
         if self._peers:
             heard += [(topic, PeerMessage) for topic in self._peers.heard_topics]
         found = peers.problems(self, heard, self._own_topics())
+        if self._body and (trouble := self._body.trouble()):
+            found.append(trouble)
         if self._console.trouble:
             found.append(f"the stop will not outlive this process: {self._console.trouble}")
         return found

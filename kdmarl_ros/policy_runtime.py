@@ -259,12 +259,12 @@ class PolicyRuntime:
 
     def override(self, decision: Decision, action: int) -> Decision:
         """A person's action, as far as it is legal, in place of a decision."""
-        legal = legal_action(action, self.mask())
+        legal = self._legal_action(action)
         return decision._replace(action=legal, status=Status.OVERRIDE, reason="")
 
     def stop(self, decision: Decision, reason: str) -> Decision:
         """The safe action in place of a decision, whoever made it."""
-        safe = legal_action(self._policy.manifest.safe_index, self.mask())
+        safe = self._legal_action(self._policy.manifest.safe_index)
         return decision._replace(action=safe, status=Status.SAFE, reason=reason)
 
     def count(self, decision: Decision) -> None:
@@ -378,7 +378,7 @@ class PolicyRuntime:
             self._policy.reset()
             reason = "non_finite_output"
         if reason:
-            action = legal_action(self._policy.manifest.safe_index, mask)
+            action = self._legal_action(self._policy.manifest.safe_index)
         elapsed = time.perf_counter() - begun
         status = Status.SAFE if reason else Status.POLICY
         self._answer = Decision(stamp, action, status, reason, elapsed)
@@ -396,7 +396,10 @@ class PolicyRuntime:
         return self._unpolitic(action, reason or "stale")
 
     def _unpolitic(self, action: int, reason: str) -> Decision:
-        legal = legal_action(action, self.mask())
+        legal = self._legal_action(action)
         stamp = self._newest() if self._settings.real_time else NO_STEP
         stamp = NO_STEP if stamp == NEVER else stamp
         return Decision(stamp, legal, Status.SAFE, reason, 0.0)
+
+    def _legal_action(self, wanted: int) -> int:
+        return legal_action(wanted, self._policy.manifest.safe_index, self.mask())

@@ -135,7 +135,10 @@ class RecorderNode(Node):
         count = 0
         for channel, subscription in enumerate(self._heard):
             handle = subscription.handle
-            while taken := handle.take_message(subscription.msg_type, True):
+            for _ in range(subscription.qos_profile.depth):  # what comes meanwhile has its turn
+                taken: Any = handle.take_message(subscription.msg_type, True)
+                if not taken:
+                    break
                 data, info = taken
                 self._writer.write(
                     channel, data, info["received_timestamp"], info["source_timestamp"]

@@ -153,9 +153,8 @@ class RobotLink:
         """
         wanted = self._safe_index if choice is None else choice.action
         wanted = self.disturbance.acting(wanted)
-        if self._legal[wanted]:
-            return wanted, True
-        return legal_action(self._safe_index, self._legal), False
+        action = legal_action(wanted, self._safe_index, self._legal)
+        return action, action == wanted
 
     def _on_action(self, message: AgentAction) -> None:
         if not (

@@ -50,11 +50,14 @@ def check_age(age_s: float | None, timeout_s: float) -> str | None:
     return "late" if age_s > timeout_s else None
 
 
-def legal_action(wanted: int, mask: Mask | None) -> int:
-    """The wanted action if it is legal, else the first that is; the wanted one if none is."""
-    if mask is None or mask[wanted] or not mask.any():
+def legal_action(wanted: int, safe: int, mask: Mask | None) -> int:
+    """The wanted action if it is legal, else the safe one, else the first that is.
+
+    If none is, the safe one.
+    """
+    if mask is None or mask[wanted]:
         return wanted
-    return int(mask.argmax())
+    return safe if mask[safe] or not mask.any() else int(mask.argmax())
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from kdmarl_ros.message_fields import (
 from kdmarl_ros.safety import FUTURE_S
 
 SCAN = ("sensor_msgs/msg/LaserScan", "ranges")
+LEAST_COMMAND_HZ = 5.0  # so that a base is told to brake soon after a stop
 QUATERNION_TOLERANCE = 0.1  # of the squared length: 1 for a rotation, 0 for a field never set
 PerValue = float | tuple[float, ...]
 
@@ -109,7 +110,7 @@ class CommandEntry:
     differential: DifferentialEntry | None = None
 
     def __post_init__(self) -> None:
-        check_above_zero(self, "rate_hz")
+        check_at_least(LEAST_COMMAND_HZ, self, "rate_hz")
         if self.rate_hz > 1000:
             raise UserError(f"rate_hz: {self.rate_hz} is above 1000; give at most 1000")
 
@@ -212,6 +213,11 @@ class SensorMap:
                 if reading is not None:
                     readings.append(reading)
         return readings
+
+    def forget(self) -> None:
+        """As if nothing had been heard yet; what is commanded goes on from where it is."""
+        self._newest = [None] * len(self.sources)
+        self.command.forget()
 
 
 class _Sources:
@@ -421,6 +427,16 @@ class Command:
             self._heading_rad = self._heading_of(message)
             self._heading_until_s = measured_s + timeout_s
 
+    def heading_trouble(self, now_s: float) -> str:
+        """Why the base stands though it is to move: its heading is not known; empty if it is."""
+        if self._differential is None or now_s <= self._heading_until_s:
+            return ""
+        return f"{self._differential.topic}: no heading, so that the base stands"
+
+    def forget(self) -> None:
+        """The heading is not known until it is heard again."""
+        self._heading_until_s = -math.inf
+
     def next(self, now_s: float, stamp: Any) -> Any:
         """The next command, at most one limited change away from the last one."""
         # After a pause the limits still hold for what the base saw last.
@@ -529,7 +545,7 @@ def _heading_rad(q: Any) -> float:
     length = q.w * q.w + q.x * q.x + q.y * q.y + q.z * q.z
     if not abs(length - 1.0) < QUATERNION_TOLERANCE:
         return math.nan
-    return math.atan2(2 * (q.w * q.z + q.x * q.y), 1 - 2 * (q.y * q.y + q.z * q.z))
+    return math.atan2(2 * (q.w * q.z + q.x * q.y), q.w * q.w + q.x * q.x - q.y * q.y - q.z * q.z)
 
 
 def _no_heading(message: Any) -> float:

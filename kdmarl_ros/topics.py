@@ -29,6 +29,9 @@ POLICY_HOST = "policy_host"  # a process of several; no node of its own
 BRIDGE_NODE = "bridge"
 RECORDER_NODE = "recorder"
 
+# What no robot can be called, since its topics, records or logs would be another's.
+RESERVED = ("swarm", POLICY_HOST, BRIDGE_NODE, RECORDER_NODE)
+
 
 def inputs(blocks: Iterable[str], *, masked: bool) -> list[str]:
     """Names of all that a robot is sent: its blocks and, if masked, its legal actions."""

@@ -6,13 +6,11 @@
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
-from kdmarl_ros import launch_arguments
-from kdmarl_ros.deployment import PACKAGE, plan_robot
+from kdmarl_ros import launch_actions, launch_arguments
+from kdmarl_ros.deployment import plan_robot
 from launch import LaunchContext, LaunchDescription
 
-RESPAWN_DELAY_S = 1.0
 ARGUMENTS = (
     ("robot", None, "name of the robot: its namespace"),
     ("bundle", None, "folder of its bundle: model.onnx and manifest.json"),
@@ -30,7 +28,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The planned process as a launch action."""
+    """The planned process as a launch action; nothing starts if an argument is refused."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
     process = plan_robot(
         given["robot"],
@@ -39,17 +37,4 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         overrides=launch_arguments.overrides(given),
         security=launch_arguments.security_plan(given),
     )
-    level = launch_arguments.log_level(given)  # refused before anything starts
-    node = Node(
-        package=PACKAGE,
-        executable=process.executable,
-        name=process.name,
-        namespace=process.namespace,
-        parameters=[process.parameters],
-        ros_arguments=[*process.enclave_arguments, "--log-level", level],
-        additional_env=dict(process.environment),
-        respawn=LaunchConfiguration("respawn"),
-        respawn_delay=RESPAWN_DELAY_S,
-        output="screen",
-    )
-    return [node]
+    return [launch_actions.flying(process, given)]

@@ -1,23 +1,18 @@
 """A team in its simulator: `ros2 launch kdmarl_ros swarm.launch.py team:=simple_spread`."""
 
 from pathlib import Path
-from typing import Any
 
 from launch.actions import (
     DeclareLaunchArgument,
-    ExecuteProcess,
-    IncludeLaunchDescription,
     LogInfo,
     OpaqueFunction,
     Shutdown,
 )
 from launch.launch_description_entity import LaunchDescriptionEntity
-from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
-from kdmarl_ros import launch_arguments
-from kdmarl_ros.deployment import PACKAGE, Process, new_recording, plan_swarm
+from kdmarl_ros import launch_actions, launch_arguments
+from kdmarl_ros.deployment import new_recording, plan_swarm
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = (
@@ -31,7 +26,6 @@ ARGUMENTS = (
     *launch_arguments.SIMULATION,
     *launch_arguments.ROBOT,
 )
-ROBOT_LAUNCH = Path(__file__).with_name("robot.launch.py")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -63,47 +57,13 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         recording=new_recording(results) if record else None,
         hosted=launch_arguments.switch("hosted", given["hosted"]),
     )
-    robots = [
-        IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(str(ROBOT_LAUNCH)),
-            launch_arguments={
-                "robot": process.namespace,
-                "bundle": str(process.parameters["bundle"]),
-                **{name: given[name] for name, _, _ in launch_arguments.ROBOT},
-            }.items(),
-        )
-        for process in deployment.robots
-    ]
-    if deployment.host:
-        command = deployment.host.command("--log-level", level)
-        respawn = launch_arguments.switch("respawn", given["respawn"])
-        robots = [
-            ExecuteProcess(
-                cmd=command,
-                additional_env=dict(deployment.host.environment),
-                respawn=respawn,
-                output="screen",
-            )
-        ]
-    bridge = _node(
+    robots = [launch_actions.flying(process, given) for process in deployment.flying]
+    bridge = launch_actions.node(
         deployment.bridge,
         level,
         on_exit=Shutdown(reason="all episodes were played, or the bridge failed"),
     )
     recorder = deployment.recorder
     warnings = [LogInfo(msg=f"warning: {deployment.warning}")] if deployment.warning else []
-    recorders = [_node(recorder, level)] if recorder else []
+    recorders = [launch_actions.node(recorder, level)] if recorder else []
     return [*warnings, *recorders, *robots, bridge]
-
-
-def _node(process: Process, log_level: str, **options: Any) -> Node:
-    return Node(
-        package=PACKAGE,
-        executable=process.executable,
-        name=process.name,
-        parameters=[process.parameters],
-        ros_arguments=[*process.enclave_arguments, "--log-level", log_level],
-        additional_env=dict(process.environment),
-        output="screen",
-        **options,
-    )

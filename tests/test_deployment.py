@@ -13,6 +13,7 @@ from kdmarl_ros import launch_arguments
 from kdmarl_ros.deployment import (
     FASTDDS_PROFILES,
     Process,
+    SecurityPlan,
     new_recording,
     plan_robot,
     plan_swarm,
@@ -318,15 +319,13 @@ def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refus
     make_keystore(
         tmp_path / "keystore", team_rights(planned.team, maps), ros_domain(os.environ), days=1
     )
-    tried = []
-    monkeypatch.setattr("kdmarl_ros.sros2.unsecured", lambda *probe: tried.append(probe) or "no")
+    monkeypatch.setattr("kdmarl_ros.sros2.unsecured", lambda *probe: "no")
     secured = plan(security=leave._replace(keystore="keystore"))
     one = plan_robot(
         "robot_1", bundle="bundles/robot_1", robots="robots",
         security=leave._replace(keystore="keystore"),
     )  # fmt: skip
     assert one == secured.robots[1]
-    assert len(tried) == 1  # the middleware is the same for all
 
 
 def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
@@ -449,6 +448,19 @@ def test_a_robot_with_a_bad_name_or_rate(deployment, refusal):
     assert "'robot 1'" in refusal(plan_robot, "robot 1", bundle="bundles/robot_1")
     message = refusal(plan, overrides=launch_arguments.overrides(launched(rate="-3")))
     assert "rate_hz: -3.0 is not between" in message
+
+
+@pytest.mark.parametrize("name", ["swarm", "bridge", "recorder", "policy_host"])
+def test_names_that_are_the_swarms_own(deployment, refusal, tmp_path, name):
+    """Its topics, its record of stops or its log would be another's."""
+    assert f"robot '{name}'" in refusal(plan_robot, name, bundle="bundles/robot_1")
+
+
+def test_a_keystore_that_would_not_be_used(deployment, refusal):
+    for level in ("", "off", "check"):
+        message = refusal(plan, security=SecurityPlan(level=level, keystore="nowhere"))
+        assert message.startswith("keystore: nowhere: ")
+        assert "enforce" in message
 
 
 def test_hosted_robots_are_told_what_they_are_told_alone(deployment):

@@ -45,7 +45,7 @@ def test_a_robots_process_is_light(tmp_path):
     assert not names & set(HEAVY)
     assert "_hashlib" not in names  # OpenSSL, 3.5 MB of a process
     core = {name for name in names if name.startswith("kdmarl_core.")}
-    assert {name.split(".")[1] for name in core} == {"bundle", "errors", "schema"}
+    assert {name.split(".")[1] for name in core} == {"bundle", "errors", "files", "schema"}
 
 
 @pytest.mark.parametrize("module", ["policy_runtime", "safety"])

@@ -168,6 +168,23 @@ def weights_for_an_input(proto):
     )
 
 
+def outer_sum(proto):
+    """A column and a row are small, and what their sum takes is not."""
+    column = numpy_helper.from_array(np.zeros((1000, 1), np.float32), "column")
+    proto.graph.initializer.append(column)
+    proto.graph.node.insert(0, helper.make_node("Add", ["column", "observation"], ["sum"]))
+
+
+def outer_product(proto):
+    column = numpy_helper.from_array(np.zeros((1000, 1), np.float32), "column")
+    proto.graph.initializer.append(column)
+    proto.graph.node.insert(0, helper.make_node("MatMul", ["column", "observation"], ["sum"]))
+
+
+def turned_input(proto):
+    proto.graph.node[0].attribute.append(helper.make_attribute("transA", 1))
+
+
 def no_graph(proto):
     proto.ClearField("graph")
 
@@ -193,6 +210,9 @@ REFUSALS = {
     doubles: "not float32",
     weights_as_numbers: "not raw data",
     weights_for_an_input: "'observation' stands for two values",
+    outer_sum: "weight 'column': shape [1000, 1]",
+    outer_product: "weight 'column': shape [1000, 1]",
+    turned_input: "turns its input round",
     no_graph: "no graph",
 }
 

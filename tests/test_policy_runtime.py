@@ -255,6 +255,17 @@ def test_real_time_takes_a_stamp_once(policy):
     assert runtime.decide_newest(0.6).reason == "stale: position"
 
 
+def test_a_step_far_ahead_does_not_silence_its_sensor_for_ever(policy):
+    """Fault: one wrong number; or a sensor that begins to count anew."""
+    runtime = in_real_time(policy)
+    give(runtime, 0, 2**32 - 1, now_s=0.0)
+    assert not runtime.receive(POSITION, 0, 3, [1.0, 1.0], 0.4)
+    assert runtime.drops == {"position/old": 1}
+    give(runtime, 0, 4, now_s=0.6)  # it was silent for longer than 0.5 s
+    assert not runtime.decide_newest(0.6).safe
+    assert not runtime.receive(POSITION, 0, 3, [1.0, 1.0], 0.7)
+
+
 def test_recovery_takes_several_good_messages(policy):
     runtime = in_real_time(policy, recover_after=3)
     safe = []
@@ -494,9 +505,22 @@ def test_a_persons_action_must_be_legal(masked):
     decision = show_masked(masked, 0, [0.0, 0.0, 1.0, 1.0, 0.0])
     assert masked.override(decision, 2).action == 2
     overridden = masked.override(decision, 4)
-    assert (overridden.action, overridden.status, overridden.safe) == (2, Status.OVERRIDE, False)
+    assert (overridden.action, overridden.status, overridden.safe) == (3, Status.OVERRIDE, False)
     stopped = masked.stop(overridden, "stopped")
     assert (stopped.action, stopped.safe, stopped.stamp) == (3, True, (0, 0))
+
+
+@pytest.mark.parametrize(
+    "stall", [StallBehaviour("hold"), StallBehaviour("other_action", other=4)], ids=str
+)
+def test_what_is_held_gives_way_to_the_safe_action_when_it_becomes_illegal(masked, stall):
+    runtime = PolicyRuntime(SpyPolicy(manifest=MASKED), RuntimeSettings(stall=stall))
+    held = show_masked(runtime, 0, [1.0, 1.0, 1.0, 1.0, 1.0]).action
+    assert held != 3
+    legal = [1.0] * 5
+    legal[held] = legal[4] = 0.0
+    assert runtime.receive(MASK, 0, 1, legal, 9.0)
+    assert runtime.stall(9.0).action == 3
 
 
 # What the network gives

@@ -134,6 +134,16 @@ def test_without_a_peer_the_block_is_missing_and_a_silent_one_makes_it_old(load)
     assert take(sensor_map, "odom", odometry(), 5.0)[2].measured_s == 1.0
 
 
+def test_a_peer_of_before_a_jump_of_time_is_forgotten(load):
+    sensor_map = load(MAP)
+    for topic in ("/robot_0/odom", "/robot_2/odom"):
+        take(sensor_map, topic, odometry(1.0, 2.0), 1.0)
+    before = take(sensor_map, "odom", odometry(), 1.0)
+    sensor_map.forget()
+    after = take(sensor_map, "odom", odometry(), 1.0)
+    assert len(after) == len(before) - 1
+
+
 def test_a_declared_value_stands_for_a_lost_peer(load):
     sensor_map = load(changed(MAP, "blocks.others.lost_peer", [9.0, -9.0]))
     assert take(sensor_map, "odom", odometry(), 1.0)[2].values == [9.0, -9.0, 9.0, -9.0]
@@ -186,6 +196,17 @@ def test_an_orientation_that_was_never_set_is_no_heading(load_block):
     message = odometry(forwards=1.0)
     message.pose.pose.orientation.w = 0.0
     assert not np.isfinite(read(message)).any()
+
+
+def test_an_orientation_that_is_not_quite_of_unit_length_is_the_same_heading(load_block):
+    read = load_block(2, topic="odom", type=ODOMETRY, **{
+        key: BLOCKS["velocity"][key] for key in ("fields", "turn")
+    })  # fmt: skip
+    message = odometry(heading=math.radians(120), forwards=1.0)
+    exact = read(message)
+    message.pose.pose.orientation.z *= 0.955  # squared length 0.91
+    message.pose.pose.orientation.w *= 0.955
+    assert read(message) == pytest.approx(exact, abs=1e-6)
 
 
 def test_ranges_become_the_nearest_of_each_sector(load_block):
@@ -289,7 +310,9 @@ def test_a_differential_drive_turns_to_where_the_action_points(load):
 
     command.aim(UP)
     assert sent(1.0) == (0.0, 0.0)  # no heading yet
+    assert command.heading_trouble(1.0) == "odom: no heading, so that the base stands"
     take(sensor_map, "odom", odometry(heading=0.0), 1.0)
+    assert command.heading_trouble(1.0) == ""
     assert sent(1.1) == pytest.approx((0.0, 1.5))  # to the left by 1 / 0.5, limited to 1.5
     take(sensor_map, "odom", odometry(heading=math.pi / 6), 1.2)
     assert sent(1.2) == pytest.approx((0.5, 1.5))  # sin 30, cos 30 / 0.5 = 1.73
@@ -301,6 +324,10 @@ def test_a_differential_drive_turns_to_where_the_action_points(load):
     assert sent(5.1 + TIMEOUT_S) == (0.0, 0.0)  # however far its clock is ahead
     take(sensor_map, "odom", odometry(heading=math.pi / 2), 9.0, -10.0)
     assert sent(9.1) == (0.0, 0.0)  # so far ahead is no measurement
+    take(sensor_map, "odom", odometry(heading=math.pi / 2), 20.0)
+    assert sent(20.1) != (0.0, 0.0)
+    sensor_map.forget()  # time has jumped
+    assert sent(20.2) == (0.0, 0.0)
 
 
 def test_stamped_and_whole_numbered_commands(load):
@@ -404,7 +431,7 @@ def at(change, path, *value):
         (at(changed, "command.acceleration", 0.0), ["acceleration: 0", "above 0"]),
         (at(changed, "command.deceleration", [1.0, -1.0]), ["deceleration: -1", "above 0"]),
         (at(changed, "command.acceleration"), ["missing key 'acceleration'"]),
-        (at(changed, "command.rate_hz", 0.0), ["rate_hz", "above 0"]),
+        (at(changed, "command.rate_hz", 4.9), ["rate_hz: 4.9", "at least 5"]),
         (at(changed, "command.rate_hz", 1e6), ["rate_hz", "at most 1000"]),
         (at(changed, "command.fields", ["linear.x", "linear.w"]), ["Vector3", "'w'"]),
         (at(changed, "command.fields", ["linear", "angular"]), ["command: fields", "Vector3"]),

@@ -172,6 +172,7 @@ def test_an_altered_model_is_refused_although_signed(fleet, refusal):
         (("signature", "AAAA"), "altered"),
         (("signature", "not base64!"), "altered"),
         (("signature", ""), "altered"),
+        (("signature", "Ünterschrift"), "altered"),
         (("algorithm", "none"), "'none' is not ed25519"),
         (("key", "0" * 16), "not trusted"),
         (("key", None), "missing key 'key'"),

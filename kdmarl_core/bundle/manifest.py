@@ -18,6 +18,7 @@ from kdmarl_core.schema import from_mapping, read_json
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+HIGHEST_RATE_HZ = 1000.0  # of any robot's decisions
 TRAINING = re.compile("[0-9a-f]{8}")
 ACTION_MASK = "action_mask"  # the input, beside the blocks, of a robot whose legal actions vary
 
@@ -109,8 +110,11 @@ class Manifest:
                 f"schema_version: {self.schema_version} is not the {SCHEMA_VERSION} that this "
                 "version reads; export the bundle again with this version"
             )
-        if self.rate_hz <= 0:
-            raise UserError(f"rate_hz: {self.rate_hz} must be above 0; export again")
+        if not 0 < self.rate_hz <= HIGHEST_RATE_HZ:
+            raise UserError(
+                f"rate_hz: {self.rate_hz} must be above 0 and at most {HIGHEST_RATE_HZ}; export "
+                "again"
+            )
         names = [block.name for block in self.blocks]
         if not names or len({*names, ACTION_MASK}) != len(names) + 1:
             raise UserError(

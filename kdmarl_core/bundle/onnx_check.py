@@ -15,7 +15,8 @@ from typing import NamedTuple
 from kdmarl_core.errors import UserError
 
 # Operators whose second input is a matrix of weights, and those that move or compare numbers or
-# are one operation per element. None of them makes a tensor larger than what it is given.
+# are one operation per element. Where nothing but that input has more than one row, none of them
+# makes a tensor with more elements than the weights have.
 PRODUCTS = frozenset({"Gemm", "MatMul"})
 ELEMENTWISE = frozenset({"Relu", "Tanh", "Sigmoid", "Add", "Sub", "Mul", "Split"})
 OWN_DOMAINS = ("", "ai.onnx")
@@ -220,6 +221,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self._fields = 0
+        self._rows: set[str] = set()  # what nodes read and that must have one row, save the batch
 
     def model(self, data: memoryview) -> list[_Port]:
         """The model's inputs and outputs, once all else has been found in order."""
@@ -236,7 +238,10 @@ class _Walk:
         ports = [self._port(value) for name in ("input", "output") for value in graph.parts(name)]
         names = [name for name, _ in ports]
         for tensor in graph.parts("initializer"):
-            names.append(self._weights(tensor))
+            name, shape = self._weights(tensor)
+            names.append(name)
+            if name in self._rows and prod(shape[:-1]) > 1:
+                raise _UnfitError(f"weight '{name[:40]}': shape {shape} is not one of a layer")
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise _UnfitError(f"the name '{twice[:40]}' stands for two values")
@@ -254,8 +259,12 @@ class _Walk:
             values = [name for name in PLAIN_ATTRIBUTES.values() if attribute.has(name)]
             if kind is None or values not in ([kind], []):
                 raise _UnfitError(f"an attribute of {operator} is not what its type says")
+            if attribute.text("name") == "transA" and attribute.number("i"):
+                raise _UnfitError(f"{operator} turns its input round, which no student needs")
+        inputs = [str(part, "utf-8", "replace") for part in node.parts("input")]
+        self._rows.update(inputs[:1] + inputs[2:] if operator in PRODUCTS else inputs)
 
-    def _weights(self, data: memoryview) -> str:
+    def _weights(self, data: memoryview) -> tuple[str, list[int]]:
         tensor = self._message(data, _TENSOR, "a weight")
         name = tensor.text("name")
         what = f"weight '{name[:40]}'"
@@ -270,7 +279,7 @@ class _Walk:
         held = len(tensor.part("raw_data") or b"")
         if claimed != held:
             raise _UnfitError(f"{what}: shape {shape} takes {claimed} bytes, it holds {held}")
-        return name
+        return name, shape
 
     def _port(self, data: memoryview) -> _Port:
         value = self._message(data, _VALUE, "an input or output")

@@ -12,7 +12,6 @@ check: a short-lived process makes it, of bytes that it is handed.
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import importlib.util
 import json
@@ -99,7 +98,7 @@ class SignatureFile:
         """The signature itself; empty where it is not base64, which no key has signed."""
         try:
             return base64.b64decode(self.signature, validate=True)
-        except binascii.Error:
+        except ValueError:
             return b""
 
 
@@ -231,7 +230,7 @@ def _read_public_key(path: Path) -> bytes:
     found = _PUBLIC_PEM.fullmatch(_read(path))
     try:
         der = base64.b64decode(b"".join(found[1].split()), validate=True) if found else b""
-    except binascii.Error:
+    except ValueError:
         der = b""
     if len(der) != len(_DER_PREFIX) + KEY_BYTES or not der.startswith(_DER_PREFIX):
         raise UserError(f"{path}: not an {ALGORITHM} public key; copy the {PUBLIC_SUFFIX} again")

@@ -253,6 +253,26 @@ def test_a_person_can_pause_and_step_the_simulation(watcher, robot, bridge, path
         assert [list(joint) for joint in ours.actions] == theirs.actions
 
 
+def test_a_step_of_a_paused_simulation_in_real_time_lasts_its_period(watcher, robot, bridge, path):
+    """Robots that stood still have time to see it and to answer."""
+    for name in ROBOTS:
+        robot(name, "-p", "mode:=real_time", "-p", "rate_hz:=50.0")
+    bridge("-p", "mode:=real_time", "-p", "rate_hz:=5.0", "-p", "episodes:=400",
+           "-p", "step_deadline_s:=0.5")  # fmt: skip
+    watcher.more_steps(2)
+    call = watcher.driver.call_at
+    assert call(SetBool, "/bridge/pause", SetBool.Request(data=True)).success
+    for _ in range(3):
+        watcher.driver.spin(0.8)  # longer than any robot trusts what it sensed
+        count = len(watcher.steps)
+        assert call(Trigger, "/bridge/step", Trigger.Request()).success
+        watcher.until(lambda n=count: len(watcher.steps) > n)
+    call(SetBool, "/bridge/pause", SetBool.Request(data=False))
+    watcher.until(lambda: results.read(path))
+    [episode] = results.read(path)[:1]
+    assert (episode.missed_deadlines, episode.safe_actions) == (0, 0)
+
+
 def test_the_swarms_stop_outlives_the_bridge(watcher, robot, bridge, path):
     for name in ROBOTS:
         robot(name)

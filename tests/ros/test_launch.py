@@ -78,6 +78,12 @@ def until(condition, timeout_s=60.0):
     return found
 
 
+FIVE = """
+base: simple_spread
+task: mpe/simple_spread_5
+students: simple_spread
+robots: 5
+"""
 ROBOT_ARGUMENTS = {
     *{"robots", "real_time", "rate", "use_sim_time", "record", "log_level", "respawn"},
     *{"security", "trusted_keys", "keystore", "allow_unsecured_middleware"},
@@ -143,6 +149,19 @@ def test_a_swarm_in_real_time_with_loss(launch, bundles, tmp_path):
     for episode in results.read(path):
         assert episode.seconds > 0.9 * episode.steps / 50
         assert len({action for joint in episode.actions for action in joint}) > 1
+
+
+@pytest.mark.parametrize("hosted", ["false", "true"])
+def test_a_fleet_flies_the_students_of_another_team(launch, bundles, tmp_path, hosted):
+    path = tmp_path / "episodes.jsonl"
+    team = tmp_path / "five.yaml"
+    team.write_text(FIVE)
+    swarm = launch(
+        "swarm.launch.py", team=team, bundles=bundles, episodes=2, results=path, hosted=hosted
+    )
+    output, _ = swarm.communicate(timeout=90)
+    assert swarm.returncode == 0, output
+    assert [len(episode.models) for episode in results.read(path)] == [5, 5]
 
 
 def test_a_recorded_swarm_of_signed_bundles(launch, bundles, tmp_path):

@@ -2,6 +2,8 @@
 
 import random
 import signal
+import time
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from std_msgs.msg import Bool, Int32
 from std_srvs.srv import SetBool
 
 from kdmarl_ros import qos, topics
+from kdmarl_ros.console import BRAKE_EVERY_S, Console
 from kdmarl_ros.msg import AgentAction
 from kdmarl_ros.oversight import ROBOT as BY_ROBOT
 from kdmarl_ros.oversight import SWARM, Override, StopLatch, latch
@@ -94,11 +97,16 @@ def test_a_stop_by_service_in_lock_step(sensors, node):
     name = f"/{ROBOT}/{topics.EMERGENCY_STOP}"
     answer = sensors.call_at(SetBool, name, SetBool.Request(data=True))
     assert answer.success
-    assert "stopped by robot" in answer.message
+    assert "stopped by service" in answer.message
     sensors.until(lambda: sensors.actions)  # at once, not with the next step
     sensors.send(observation, 1, 1)
     sensors.until(lambda: sensors.actions[-1].step == 1)
     assert {a.status for a in sensors.actions} == {SAFE}
+    # A button that says again and again that it is not pressed releases nothing.
+    for _ in range(3):
+        sensors.stop(False, topics.EMERGENCY_STOP)
+        sensors.spin(0.2)
+    assert sensors.stopped[-1] is True
     assert sensors.call_at(SetBool, name, SetBool.Request(data=False)).message == "not stopped"
     assert sensors.answer(observation, 1, 2).action == before.action
 
@@ -259,6 +267,36 @@ def test_a_stop_that_cannot_be_kept_holds_and_is_reported(tmp_path):
     kept = StopLatch(tmp_path / "file" / "robot.json")
     assert "cannot be written" in kept.set(BY_ROBOT, True)
     assert kept.stopped
+
+
+def test_a_stop_that_could_not_be_kept_is_kept_as_soon_as_it_can_be(tmp_path):
+    place = tmp_path / "file"
+    place.write_text("")
+    kept = StopLatch(place / "robot.json")
+    for _ in range(3):
+        assert "cannot be written" in kept.set(BY_ROBOT, True)
+    place.unlink()
+    assert kept.set(SWARM, False) == ""  # whoever asks for whatever
+    assert StopLatch(place / "robot.json").reason == kept.reason
+
+
+def test_a_robot_goes_on_braking_while_a_slow_disk_records_its_stop(monkeypatch, tmp_path):
+    times = []
+    node = MagicMock()
+    node.get_namespace.return_value = f"/{ROBOT}"
+    console = Console(node, MagicMock(), str(tmp_path), lambda: times.append(1))
+    serve = node.create_service.call_args.args[2]
+    keep = StopLatch.set
+
+    def slowly(*arguments):
+        time.sleep(5 * BRAKE_EVERY_S)
+        return keep(*arguments)
+
+    monkeypatch.setattr(StopLatch, "set", slowly)
+    request, response = SetBool.Request(data=True), SetBool.Response()
+    assert serve(request, response).success
+    assert console.stopped
+    assert len(times) > 3
 
 
 def test_an_override_ends_by_itself():
