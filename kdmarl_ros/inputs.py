@@ -3,7 +3,7 @@
 Time is steady time in seconds. An input is identified by (episode, step); within an episode steps
 only grow. Another episode begins anew, whatever its number: a restarted simulator may count from
 zero. So does step 0 of the same episode: a simulator that was killed plays it from its start. So
-does any step after a silence: one wrong number must not make all that follow look old for ever.
+does a step that lies very far back: one wrong number must not make all that follow look old.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kdmarl_ros.safety import check_age, check_values
 
 Stamp = tuple[int, int]  # episode, step
 NEVER: Stamp = (-1, -1)
+LONGEST_BACK = 100_000  # steps; hours at any rate: no message takes so long
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,10 @@ class Input:
             now_s: when it was received.
             age_s: how old it was then, by its own stamp; None if it bears none.
         """
-        stale = now_s - self.received_s > self._rules.timeout_s
-        reason = self._refuse(stamp, data, age_s, stale=stale)
+        reason = self._refuse(stamp, data, age_s)
         if reason is not None:
             return reason
-        if stale:
+        if now_s - self.received_s > self._rules.timeout_s:
             self._good_in_a_row = 0
         self._good_in_a_row += 1
         if self._rules.max_identical and stamp != self.stamp:
@@ -111,16 +111,14 @@ class Input:
             return "frozen"
         return "recovering" if self._good_in_a_row < self._rules.recover_after else None
 
-    def _refuse(
-        self, stamp: Stamp, data: Sequence[float], age_s: float | None, *, stale: bool
-    ) -> str | None:
+    def _refuse(self, stamp: Stamp, data: Sequence[float], age_s: float | None) -> str | None:
         reason = check_values(data, len(self._values))  # first: nothing else reads a huge message
         if reason is None and self._check is not None:
             reason = self._check(data)
         if reason is None:
             reason = check_age(age_s, self._rules.timeout_s)
-        earlier = stamp[0] == self.stamp[0] and 0 < stamp[1] < self.stamp[1]
-        if reason is None and earlier and not stale:
+        back = self.stamp[1] - stamp[1] if stamp[0] == self.stamp[0] else 0
+        if reason is None and stamp[1] > 0 and 0 < back < LONGEST_BACK:
             reason = "old"
         if reason is None and stamp == self.stamp and not self._rules.repeats:
             reason = "duplicate"

@@ -256,14 +256,14 @@ def test_real_time_takes_a_stamp_once(policy):
 
 
 def test_a_step_far_ahead_does_not_silence_its_sensor_for_ever(policy):
-    """Fault: one wrong number; or a sensor that begins to count anew."""
+    """Fault: one wrong number."""
     runtime = in_real_time(policy)
-    give(runtime, 0, 2**32 - 1, now_s=0.0)
-    assert not runtime.receive(POSITION, 0, 3, [1.0, 1.0], 0.4)
+    give(runtime, 0, 3, now_s=0.0)
+    give(runtime, 0, 2**32 - 1, now_s=0.1)
+    give(runtime, 0, 4, now_s=0.2)
+    assert not runtime.decide_newest(0.2).safe
+    assert not runtime.receive(POSITION, 0, 3, [1.0, 1.0], 0.3)
     assert runtime.drops == {"position/old": 1}
-    give(runtime, 0, 4, now_s=0.6)  # it was silent for longer than 0.5 s
-    assert not runtime.decide_newest(0.6).safe
-    assert not runtime.receive(POSITION, 0, 3, [1.0, 1.0], 0.7)
 
 
 def test_recovery_takes_several_good_messages(policy):

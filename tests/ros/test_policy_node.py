@@ -176,7 +176,10 @@ def test_parameters_are_described_and_read_only(sensors, node):
         (["-p", "limits.velocty:=[1.0, 2.0]"], ["limits.velocty", "limits.velocity"]),
         (["-p", "timout_s:=1.0"], ["timout_s", "timeout_s"]),
         (["-p", "on_stall:=zero"], ["on_stall", "zero", "safe_action"]),
-        (["-p", "stall_action:=lft"], ["stall_action", "lft", "left"]),
+        (
+            ["-p", "on_stall:=other_action", "-p", "stall_action:=lft"],
+            ["stall_action", "lft", "left"],
+        ),
         (["-p", "on_stall:=other_action"], ["stall_action", "not set"]),
         (
             ["-p", "on_stall:=hold", "-p", "sensor_map:=map.yaml", "-p", "mode:=real_time"],
