@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdmarl_core.bundle import BundlePolicy
 from kdmarl_core.export import student_model
+from kdmarl_ros.inputs import LONGEST_BACK
 from kdmarl_ros.policy_runtime import NO_STEP, PolicyRuntime, RuntimeSettings, Status
 from kdmarl_ros.safety import StallBehaviour
 
@@ -558,7 +559,8 @@ garbage = st.lists(
 
 
 def is_good(stamp, data, size, newest):
-    again = newest is not None and stamp[0] == newest[0] and 0 < stamp[1] < newest[1]
+    back = newest[1] - stamp[1] if newest is not None and stamp[0] == newest[0] else 0
+    again = stamp[1] > 0 and 0 < back < LONGEST_BACK
     return len(data) == size and all(map(math.isfinite, data)) and not again
 
 
