@@ -112,7 +112,8 @@ def lasting_file(target: Path) -> Iterator[Path]:
     When it has become `target`, it outlives a loss of power.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    prefix, suffix = f".{target.name}.", target.suffix  # which says what it holds
+    handle, name = tempfile.mkstemp(suffix, prefix, target.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -39,12 +39,13 @@ def standard_error(values: Returns) -> float:
 def normalised_retention(
     students: Returns | Sequence[Returns], teacher: Returns, random: Returns, seed: int = 0
 ) -> Interval | None:
-    """(R_student - R_random) / (R_teacher - R_random) of mean returns, 95 % bootstrap interval.
+    """(R_student - R_random) / (R_teacher - R_random) of mean returns, with its 95 % interval.
 
-    Students of several training seeds may be given: seeds are drawn with replacement, and so are
-    episodes, for all players together if they played the same number of episodes (the same
-    seeds), else for each by itself. None if the teacher is as good as random actions: nothing can
-    be retained then. Where that is so in more than a fortieth of the draws, an end is infinite.
+    Episodes are drawn with replacement (bootstrap), for all players together if they played the
+    same number of them (the same seeds), else for each by itself. Students of several training
+    seeds widen the interval by what these differ (`_over_seeds`); those of one say nothing of
+    another training. None if the teacher is as good as random actions: nothing can be retained
+    then. Where that is so in more than a fortieth of the draws, an end is infinite.
     """
     if teacher.mean() == random.mean():
         return None
@@ -60,8 +61,7 @@ def normalised_retention(
             index = rows if paired else rng.integers(len(values), size=len(values))
             return float(values[index].mean())
 
-        some = rng.integers(len(trained), size=len(trained))
-        draws[i] = np.mean([drawn(trained[k]) for k in some]), drawn(teacher), drawn(random)
+        draws[i] = np.mean([drawn(values) for values in trained]), drawn(teacher), drawn(random)
     gained, possible = draws[:, 0] - draws[:, 2], draws[:, 1] - draws[:, 2]
     known = (gained != 0) | (possible != 0)
     with np.errstate(divide="ignore"):
@@ -69,29 +69,47 @@ def normalised_retention(
     finite = bool(np.isfinite(shares).all())
     low = np.percentile(shares, 2.5, method="linear" if finite else "lower")
     high = np.percentile(shares, 97.5, method="linear" if finite else "higher")
-    mean = np.mean([values.mean() for values in trained])
-    value = (mean - random.mean()) / (teacher.mean() - random.mean())
-    return Interval(float(value), float(low), float(high))
+    means = np.array([values.mean() for values in trained])
+    kept = (means - random.mean()) / (teacher.mean() - random.mean())
+    return _over_seeds(Interval(float(kept.mean()), float(low), float(high)), kept)
 
 
 def mean_difference(ones: Sequence[Returns], others: Sequence[Returns], seed: int = 0) -> Interval:
     """Difference of mean returns of two methods with several training seeds each, 95 % interval.
 
-    Training seeds are drawn with replacement for each method by itself, episodes for both
-    together: all of them play the same ones.
+    Episodes are drawn with replacement, for both together: all of them play the same ones.
+    Training seeds widen the interval, as in `normalised_retention`.
     """
     rng = np.random.default_rng(seed)
     one, other = np.stack(ones), np.stack(others)
-    draws = np.empty(BOOTSTRAP_DRAWS)
-    for i in range(BOOTSTRAP_DRAWS):
-        episodes = rng.integers(one.shape[1], size=one.shape[1])
-        first, second = (
-            values[rng.integers(len(values), size=len(values))][:, episodes].mean()
-            for values in (one, other)
-        )
-        draws[i] = first - second
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(float(one.mean() - other.mean()), float(low), float(high))
+    differences = one.mean(0) - other.mean(0)  # of each episode
+    rows = rng.integers(len(differences), size=(BOOTSTRAP_DRAWS, len(differences)))
+    low, high = np.percentile(differences[rows].mean(1), [2.5, 97.5])
+    over_episodes = Interval(float(differences.mean()), float(low), float(high))
+    return _over_seeds(over_episodes, one.mean(1), other.mean(1))
+
+
+def _over_seeds(over_episodes: Interval, *groups: Returns) -> Interval:
+    """An interval over episodes, widened by what the training seeds of each group differ.
+
+    The 95 % interval of the sum or difference of the groups' means over seeds is Student's, with
+    Welch's degrees of freedom, since a bootstrap of three seeds would be far too narrow. Both are
+    independent, so their half-widths are added as squares.
+    """
+    squares = np.array([group.var(ddof=1) / len(group) for group in groups if len(group) > 1])
+    if not squares.any():
+        return over_episodes
+    from scipy.special import stdtrit  # here, since who plays a single training does without
+
+    freedom = np.array([len(group) - 1 for group in groups if len(group) > 1])
+    degrees = squares.sum() ** 2 / (squares**2 / freedom).sum()
+    width = stdtrit(degrees, 0.975) * np.sqrt(squares.sum())
+    value, low, high = over_episodes
+    return Interval(
+        value,
+        value - float(np.hypot(value - low, width)),
+        value + float(np.hypot(high - value, width)),
+    )
 
 
 def wins(rate: float | None) -> str:

@@ -37,7 +37,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def animate(scenes: Sequence[Scene], title: str, path: Path) -> None:
-    """The whole episode, as an animated GIF."""
+    """The whole episode, as an animated GIF; the file appears complete or not at all."""
     figure, axes = _canvas(scenes, title)
 
     def frame(index: int) -> list[Circle]:
@@ -47,7 +47,8 @@ def animate(scenes: Sequence[Scene], title: str, path: Path) -> None:
         return _draw(axes, scenes[index])
 
     animation = FuncAnimation(figure, frame, frames=len(scenes), blit=False)
-    animation.save(path, writer=PillowWriter(fps=FRAMES_PER_SECOND), dpi=72)
+    with atomic_file(path) as temporary:
+        animation.save(temporary, writer=PillowWriter(fps=FRAMES_PER_SECOND), dpi=72)
 
 
 def _canvas(scenes: Sequence[Scene], title: str) -> tuple[Figure, Axes]:

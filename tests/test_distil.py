@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import signal
 
 import numpy as np
@@ -30,6 +31,7 @@ from kdmarl_core.distil.recipe import Recipe, load_recipe
 from kdmarl_core.distil.run import Work, discard, distil
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.export import student_model
+from kdmarl_core.metrics import Interval
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher import checkpoint
@@ -154,6 +156,28 @@ def test_command_writes_one_bundle_per_robot(
 def test_the_same_seed_gives_the_same_bundles(distil_command, tmp_path, straight, seed):
     assert distil_command("--output", "bundles", "--seed", seed).code == 0
     assert (models(tmp_path / "work" / "bundles") == straight) == (seed == 0)
+
+
+def test_an_end_of_the_retention_that_is_infinite_is_no_number_of_a_manifest(
+    distil_command, tmp_path, monkeypatch
+):
+    """As where the teacher wins a few games only: the bundle can be read all the same."""
+    endless = Interval(2.0, 1.0, math.inf)
+    monkeypatch.setattr(distil_run, "normalised_retention", lambda *_: endless)
+    done = distil_command("--output", "bundles")
+    assert done.code == 0, done.err
+    assert "200.0% [100.0, inf]" in done.out
+    measured = read_bundle(tmp_path / "work" / "bundles" / ROBOTS[0])[0].measured
+    assert (measured.retention, measured.retention_low) == (2.0, 1.0)
+    assert measured.retention_high is None
+
+
+@pytest.mark.parametrize("steps", [24, 25])
+def test_who_never_meets_the_end_of_its_episodes_is_told(distil_command, steps):
+    done = distil_command("--output", "bundles", "--set", f"on_policy.rollout_steps={steps}")
+    assert done.code == 0, done.err
+    warned = "100% of the students' episodes last longer" in " ".join(done.err.split())
+    assert warned == (steps < 25)
 
 
 def test_existing_bundles_are_kept_unless_told_otherwise(distil_command, tmp_path):

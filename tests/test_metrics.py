@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from kdmarl_core import metrics
-from kdmarl_core.metrics import Interval, normalised_retention, percent, standard_error
+from kdmarl_core.metrics import (
+    Interval,
+    mean_difference,
+    normalised_retention,
+    percent,
+    standard_error,
+)
 from kdmarl_core.seeding import derive_seed
 
 
@@ -91,8 +97,8 @@ def test_seeds_that_differ_widen_the_interval():
     differing = [around(mean, 300, s) for mean, s in ((-11, 3), (-14, 4), (-17, 5))]
     found = normalised_retention(differing, teacher, random)
     assert found.value == pytest.approx(alike.value, abs=0.01)
-    # Means of three draws of 1.0, 0.8 and 0.6: standard deviation 0.2 sqrt(2/3) / sqrt(3).
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.2 * np.sqrt(2) / 3, rel=0.15)
+    # 1.0, 0.8 and 0.6: standard error 0.2 / sqrt(3); Student's t at two degrees of freedom 4.303.
+    assert found.high - found.low == pytest.approx(2 * 4.303 * 0.2 / np.sqrt(3), rel=0.05)
     assert alike.high - alike.low < 0.25 * (found.high - found.low)
 
 
@@ -121,6 +127,35 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
         found = normalised_retention(*players, seed=trial)
         hits += found.low <= 0.8 <= found.high
     assert hits >= 87
+
+
+def test_the_interval_over_three_trainings_holds_the_truth_as_often_as_it_says(monkeypatch):
+    """So does that of a difference; a bootstrap of three seeds holds it in 81 of 100."""
+    monkeypatch.setattr(metrics, "BOOTSTRAP_DRAWS", 100)
+    rng = np.random.default_rng(0)
+    teacher, random = np.full(40, -11.0), np.full(40, -26.0)
+    kept = differ = 0
+    for trial in range(300):
+        ones, others = (
+            [around(rng.normal(-14.0, 1.0), 40, rng.integers(2**31)) for _ in range(3)]
+            for _ in range(2)
+        )
+        found = normalised_retention(ones, teacher, random, seed=trial)
+        kept += found.low <= 0.8 <= found.high
+        found = mean_difference(ones, others, seed=trial)
+        differ += found.low <= 0.0 <= found.high
+    assert kept >= 274  # 285, give or take: a standard deviation is 3.8
+    assert differ >= 274
+
+
+def test_a_difference_of_trainings_by_hand():
+    """Means 1, 3 and 0, 2: standard error sqrt(2/2 + 2/2), two degrees of freedom."""
+    ones, others = ([np.full(5, value) for value in values] for values in ((1.0, 3.0), (0.0, 2.0)))
+    half = 4.303 * np.sqrt(2)
+    found = mean_difference(ones, others)
+    assert found == pytest.approx(Interval(1.0, 1.0 - half, 1.0 + half), rel=1e-3)
+    # Of one training each only episodes are known to differ, and these do not.
+    assert mean_difference(ones[:1], others[:1]) == Interval(1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(("values", "expected"), [([5.0], 0.0), ([1.0, 3.0], 1.0), ([2.0] * 9, 0)])

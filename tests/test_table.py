@@ -223,11 +223,11 @@ def test_what_messages_come_to():
 def test_what_the_table_comes_to():
     """Of students of teacher and assistant the better ones; bounds in brackets."""
 
-    def row(setting, score, *, assisted=False, bound=None):
+    def row(setting, score, *, assisted=False, bound=None, seeds=2):
         told = SimpleNamespace(task="t", setting=setting, assisted=assisted)
         students = () if score is None else (cell(score, 5.0), cell(score, 3.0))
         best, worst = cell(10.0, 40.0), cell(-10.0)
-        return RowCells(told, best, worst, students, bound and cell(bound))
+        return RowCells(told, best, worst, students[:seeds], bound and cell(bound))
 
     found = [
         row("FO", 9.0),
@@ -236,10 +236,14 @@ def test_what_the_table_comes_to():
         row("LH+A", 2.0, bound=4.0),
         row("LH+A", None, assisted=True, bound=4.0),
         row("none", None),
+        row("chance", 2.0, bound=4.0),
+        row("chance", 2.0, assisted=True, bound=4.0),  # no better
+        row("seeds", 2.0, bound=4.0),
+        row("seeds", 9.0, assisted=True, bound=4.0, seeds=1),
     ]
-    assert summary(found, ("FO", "LH", "LH+A", "none")) == [
-        ["t", "95.0", "65.0* (70.0)", "60.0 (70.0)", "", "10.0 to 10.0 times"]
-    ]
+    shown = ["95.0", "65.0* (70.0)", "60.0 (70.0)", "", "60.0 (70.0)", "60.0 (70.0)"]
+    settings = ("FO", "LH", "LH+A", "none", "chance", "seeds")
+    assert summary(found, settings) == [["t", *shown, "10.0 to 10.0 times"]]
 
 
 def test_a_task_whose_teacher_has_yet_to_be_trained_is_left_out(table, tmp_path):

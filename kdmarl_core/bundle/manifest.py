@@ -171,7 +171,9 @@ def write_bundle(folder: Path, manifest: Manifest, model: bytes) -> Manifest:
     entry = ModelEntry(MODEL, sha256_hex(model), len(model))
     manifest = dataclasses.replace(manifest, model=entry)
     (folder / MODEL).write_bytes(model)
-    (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    (folder / MANIFEST).write_text(
+        json.dumps(dataclasses.asdict(manifest), indent=2, allow_nan=False) + "\n"
+    )
     return manifest
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from kdmarl_core.distil.run import DistilledTeam
 
 
+# Of the students' episodes: a few that last long are no reason to sample longer ones.
+CUT_SHARE = 0.05
+
+
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("distil", help="distil a teacher into a team's students")
@@ -165,6 +169,14 @@ def run_distil(
                 team, frozen, exported, episodes, seed, lambda: bar.update(line, advance=1)
             )
             write_team(exported, played.measured, folder, overwrite=overwrite)
+            sampled = how.on_policy.rollout_steps if how.on_policy.iterations else math.inf
+            cut = float((played.steps > sampled).mean())
+            if cut > CUT_SHARE:
+                console.print(
+                    f"warning: {cut:.0%} of the students' episodes last longer than "
+                    f"on_policy.rollout_steps: {sampled}, and they never met what comes after it; "
+                    "raise it, and lower on_policy.num_envs to take no longer"
+                )
         except KeyboardInterrupt:
             if (checkpoints / CHECKPOINT).is_file():
                 console.print(f"checkpoint kept in {checkpoints}; go on with --resume")

@@ -95,4 +95,4 @@ def fit_roles(embedding: Tensor, roles: int, seed: int) -> Tensor:
     bias = -directions @ mean - directions.square().sum(1) / 2
     fitted = torch.cat([directions, bias[:, None]], 1)
     scores = role_scores(embedding, fitted)
-    return fitted / (scores - scores.mean(1, keepdim=True)).std()
+    return fitted / (scores - scores.mean(1, keepdim=True)).std().clamp(min=TINY)

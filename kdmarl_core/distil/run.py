@@ -294,6 +294,7 @@ class Played(NamedTuple):
     measured: Measured
     retention: Interval | None
     returns: dict[str, Returns]  # by player: student, teacher, random
+    steps: np.ndarray  # of the students' episodes
 
 
 def measure(
@@ -327,12 +328,22 @@ def measure(
         teacher_return=score["teacher"].mean_return,
         random_return=score["random"].mean_return,
         retention=retention and retention.value,
-        retention_low=retention and retention.low,
-        retention_high=retention and retention.high,
+        retention_low=_known(retention and retention.low),
+        retention_high=_known(retention and retention.high),
         student_win_rate=score["student"].win_rate,
         teacher_win_rate=score["teacher"].win_rate,
     )
-    return Played(measured, retention, {name: returns(played[name]) for name in players})
+    return Played(
+        measured,
+        retention,
+        {name: returns(played[name]) for name in players},
+        np.array([episode.steps for episode in played["student"]]),
+    )
+
+
+def _known(end: float | None) -> float | None:
+    """The end of an interval as a manifest has it: what is infinite says nothing."""
+    return None if end is None or math.isinf(end) else end
 
 
 class DistilledTeam(NamedTuple):

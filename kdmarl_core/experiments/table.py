@@ -5,7 +5,6 @@ Every figure of the page comes from a cell; a cell that is missing is an empty p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdmarl_core.experiments import scores
 from kdmarl_core.experiments.cells import Cell
 from kdmarl_core.experiments.plan import Row
 from kdmarl_core.files import atomic_write
-from kdmarl_core.metrics import Interval, normalised_retention
+from kdmarl_core.metrics import Interval, mean_difference, normalised_retention
 from kdmarl_core.schema import read_text
 
 HEADER = (
@@ -96,19 +95,19 @@ def page_rows(cells: RowCells) -> list[str]:
 def summary(found: Sequence[RowCells], settings: Sequence[str]) -> list[list[str]]:
     """One line per task: what students keep in each setting, and how many fewer FLOPs they take.
 
-    In percent, with the bound of the restriction in brackets. Of students of the teacher and those
-    of an assistant, the better ones, with an asterisk if it is those of an assistant.
+    In percent, with the bound of the restriction in brackets. An asterisk says that the students
+    are those of an assistant, where these are better: with as many training seeds, and by more
+    than chance.
     """
-    best: dict[str, dict[str, tuple[float, RowCells]]] = {}
+    best: dict[str, dict[str, RowCells]] = {}
     for cells in found:
-        kept = retention(cells)
-        row = best.setdefault(cells.row.task, {})
-        if kept and kept.value > row.get(cells.row.setting, (-math.inf,))[0]:
-            row[cells.row.setting] = (kept.value, cells)
+        row, setting = best.setdefault(cells.row.task, {}), cells.row.setting
+        if retention(cells):
+            row[setting] = _better(row[setting], cells) if setting in row else cells
     lines = []
     for task, row in best.items():
-        texts = [_at_a_glance(*row[setting]) if setting in row else "" for setting in settings]
-        fewer = [share for _, cells in row.values() if (share := _fewer_flops(cells)) is not None]
+        texts = [_at_a_glance(row[setting]) if setting in row else "" for setting in settings]
+        fewer = [share for cells in row.values() if (share := _fewer_flops(cells)) is not None]
         spread = f"{min(fewer):.1f} to {max(fewer):.1f} times" if fewer else ""
         lines.append([task, *texts, spread])
     return lines
@@ -169,10 +168,20 @@ def _fewer_flops(cells: RowCells) -> float | None:
     return cells.teacher.flops_per_episode / _mean_flops(cells) if cells.teacher else None
 
 
-def _at_a_glance(kept: float, cells: RowCells) -> str:
-    bound = bound_retention(cells)
+def _better(one: RowCells, other: RowCells) -> RowCells:
+    own, assisted = sorted((one, other), key=lambda cells: cells.row.assisted)
+    gained = mean_difference(
+        [cell.scores for cell in assisted.students], [cell.scores for cell in own.students]
+    )
+    return assisted if gained.low > 0 and len(assisted.students) >= len(own.students) else own
+
+
+def _at_a_glance(cells: RowCells) -> str:
+    kept, bound = retention(cells), bound_retention(cells)
+    assert kept is not None
     by_assistant = "*" if cells.row.assisted else ""
-    return f"{100 * kept:.1f}{by_assistant}" + (f" ({100 * bound.value:.1f})" if bound else "")
+    of_bound = f" ({100 * bound.value:.1f})" if bound else ""
+    return f"{100 * kept.value:.1f}{by_assistant}{of_bound}"
 
 
 def _line(cells: Sequence[str]) -> str:

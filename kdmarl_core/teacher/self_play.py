@@ -98,6 +98,8 @@ def self_play(make_match: MakeMatch, recipe: Recipe, seed: int, report: Report) 
             learner.update(rollout, iteration, generator)
         against_team = _in_environments(of_opponent, slice(envs))
         report(iteration + 1, of_team.episode_return(), against_team.episode_return())
+    for learner in (team, decoys, opponent):
+        learner.check()
     env_steps = meets_both.iterations * meets_both.steps_per_iteration
     return SelfPlay(team.teacher, opponent.teacher, env_steps, time.monotonic() - begun)
 
