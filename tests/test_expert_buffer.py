@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_whole_episodes_are_kept(taught, steps, expected):
     origin = plan_buffer(task.spec, card, steps, ROLES, SEED)
     assert origin.steps == expected
     assert (origin.task, origin.roles, origin.seed) == (TASK, ROLES, SEED)
+
+
+def test_no_more_environments_than_there_may_be(taught):
+    """As of a game that runs in processes of its own."""
+    task, teacher, card = taught
+    made = []
+
+    def make_batch(count):
+        made.append(count)
+        return task.make_batch(count)
+
+    few = SimpleNamespace(spec=dataclasses.replace(task.spec, most_envs=8), make_batch=make_batch)
+    origin = plan_buffer(few.spec, card, 201, ROLES, SEED)
+    assert origin.steps == 400  # twice 8 episodes of 25 steps
+    buffer = fill_buffer(few, teacher, card, origin)
+    assert made == [8]
+    assert buffer.labels.begins.shape == (25, 16)
 
 
 def test_memory_is_what_is_said(taught, buffer):

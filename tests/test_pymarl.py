@@ -8,6 +8,7 @@ import pytest
 from foreign_envs import Battle
 
 from kdmarl_core.tasks import block_columns, make_task
+from kdmarl_core.tasks.pymarl import STARCRAFT_GAMES
 
 BATTLE = "pymarl/foreign_envs:Battle"
 LAMPS = "pymarl/foreign_envs:Lamps"
@@ -280,6 +281,10 @@ def test_smac_with_everything(smacv2, refusal):
     reference = task.make_reference()
     reference.reset(0)
     assert not reference.step([STOP] * 3).done
+    task.make_batch(STARCRAFT_GAMES)
+    message = refusal(task.make_batch, STARCRAFT_GAMES + 1)
+    assert "num_envs: 17" in message
+    assert "at most 16" in message
 
 
 # SMAClite

@@ -69,7 +69,7 @@ def plan_buffer(spec: TaskSpec, card: TeacherCard, steps: int, roles: int, seed:
     Raises:
         UserError: it would take more than half of this machine's memory.
     """
-    whole = spec.episode_steps * ENVS
+    whole = spec.episode_steps * spec.envs(ENVS)
     planned = math.ceil(steps / whole) * whole
     each, most = bytes_per_step(spec, card, roles), _machine_bytes() // 2
     if planned * each > most:
@@ -98,10 +98,11 @@ def fill_buffer(
 ) -> ExpertBuffer:
     """A buffer as planned: the teacher acts, drawn from its policy; `report` counts rollouts."""
     horizon, roles, seed = task.spec.episode_steps, origin.roles, origin.seed
-    collector = Collector(task.spec, task.make_batch(ENVS), horizon, seed, anew=True)
+    envs = task.spec.envs(ENVS)
+    collector = Collector(task.spec, task.make_batch(envs), horizon, seed, anew=True)
     policy = Acting(teacher, contextlib.nullcontext)
-    rollouts = origin.steps // (horizon * ENVS)
-    observation, labels, shown = _allocate(task.spec, card, horizon, rollouts * ENVS, roles)
+    rollouts = origin.steps // (horizon * envs)
+    observation, labels, shown = _allocate(task.spec, card, horizon, rollouts * envs, roles)
     projection = None
     for number in range(rollouts):
         policy.begin(derive_seed(seed, 2, number))
@@ -109,7 +110,7 @@ def fill_buffer(
         visible = policy.visible()
         if projection is None:
             projection = _fit_roles(teacher, policy.inputs(), rollout.begins, roles, seed)
-        rows = slice(number * ENVS, (number + 1) * ENVS)
+        rows = slice(number * envs, (number + 1) * envs)
         _refuse_large(rollout.observation, task.spec.name)
         observation[:, rows] = rollout.observation
         found = label(rollout, teacher, card, projection, visible)

@@ -223,15 +223,12 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
     team = work.team
     spec, seed = team.task.spec, derive_seed(work.seed, 14)
     acting = StudentsActing(students, seed)
-    collector = Collector(
-        spec, team.task.make_batch(CHECKED_EPISODES), spec.episode_steps, seed, anew=True
-    )
+    episodes = spec.envs(CHECKED_EPISODES)
+    env = team.task.make_batch(episodes)
+    collector = Collector(spec, env, spec.episode_steps, seed, anew=True)
     rollout = collector.collect(acting, 0)
     inputs, begins = acting.inputs(), rollout.begins
-    state, mail = (
-        students.initial_state(CHECKED_EPISODES),
-        students.initial_mail(CHECKED_EPISODES),
-    )
+    state, mail = students.initial_state(episodes), students.initial_mail(episodes)
     delivery = acting.delivery()
     with torch.no_grad():
         output = students(

@@ -55,6 +55,7 @@ METHODS = ("reset", "step", "get_obs", "get_state", "get_avail_actions", "get_en
 SIZES = ("n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit")  # in get_env_info
 RATE_HZ = 10.0  # the interface has no notion of time
 STARCRAFT_PACKAGES = ("smacv2", "smac")  # the index's package `smac` is another project's
+STARCRAFT_GAMES = 16  # at once: each is a process of half a gigabyte and more
 STARCRAFT_RATE_HZ = 2.0  # a decision lasts 8 of the 16 game steps of a second
 # SMAC's observations are these, one behind the other, each with a method that tells its size.
 FEATURES = {
@@ -206,6 +207,7 @@ def _task(
         partially_observable=True,
         legal_actions_vary=True,
         can_be_won=can_be_won,
+        most_envs=STARCRAFT_GAMES if starcraft else 0,
     )
     return LoopedTask(spec, lambda: _Episode(make_env, spec))
 

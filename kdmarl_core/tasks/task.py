@@ -80,6 +80,11 @@ class TaskSpec:
     fixture_sha256: str = ""  # of trained weights that are part of the environment
     can_be_won: bool = False  # whether episodes are won or lost, and win rate is the score
     units: Units | None = None  # of a battle
+    most_envs: int = 0  # at once, where each is a process of a game; 0: any number
+
+    def envs(self, wanted: int) -> int:
+        """So many environments, or as many as there may be at once."""
+        return min(wanted, self.most_envs or wanted)
 
     @property
     def slug(self) -> str:
