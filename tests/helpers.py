@@ -242,6 +242,7 @@ def make_teacher(spec: TaskSpec, width: int = 16, seed: int = 0) -> tuple[Teache
         seed=seed,
         training_seconds=0.0,
         evaluation=Evaluation(0.0, 0.0, 1, seed, None),
+        fixture_sha256=spec.fixture_sha256,
     )
     return teacher.eval().requires_grad_(False), card
 

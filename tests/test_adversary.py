@@ -26,6 +26,7 @@ from kdmarl_core.tasks.opponent import (
 from kdmarl_core.teacher import self_play as training
 from kdmarl_core.teacher.mappo import Recipe
 from kdmarl_core.teacher.self_play import match_returns, self_play
+from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
 NAME = "mpe/simple_adversary"
 TASK = make_task(NAME)
@@ -279,3 +280,13 @@ def test_ctrl_c_leaves_nothing(opponent_command, monkeypatch):
     assert done.code == 130
     assert "Traceback" not in done.err
     assert done.left == []
+
+
+def test_a_teacher_that_met_another_opponent_is_refused(refusal):
+    spec = TASK.spec
+    folder = find_teacher("mpe_simple_adversary")
+    load_teacher(folder, spec)
+    other = dataclasses.replace(spec, fixture_sha256="cd" * 32)
+    message = refusal(load_teacher, folder, other)
+    assert message.startswith(f"{folder / 'card.json'}: fixture_sha256: ")
+    assert "'cdcdcdcdcdcd'" in message

@@ -175,6 +175,7 @@ class TeacherCard:
     seed: int
     training_seconds: float
     evaluation: Evaluation
+    fixture_sha256: str = ""  # `TaskSpec.fixture_sha256`: the opponent that it has met
 
 
 def save_teacher(teacher: Teacher, card: TeacherCard, folder: Path, *, overwrite: bool) -> None:
@@ -234,6 +235,12 @@ def _refuse_other_task(folder: Path, card: TeacherCard, spec: TaskSpec) -> None:
         raise UserError(
             f"{folder / CARD}: task is '{card.task}', the team's task is '{spec.name}'; "
             "give a teacher of the same task"
+        )
+    if card.fixture_sha256 != spec.fixture_sha256:
+        raise UserError(
+            f"{folder / CARD}: fixture_sha256: was trained against the opponent "
+            f"'{card.fixture_sha256[:12]}', the task's is '{spec.fixture_sha256[:12]}'; train the "
+            "teacher again"
         )
 
 

@@ -90,4 +90,5 @@ def make_card(
         seed=seed,
         training_seconds=round(seconds, 1),
         evaluation=score,
+        fixture_sha256=spec.fixture_sha256,
     )
