@@ -111,6 +111,8 @@ class Console:
 
     def _brake_and_record(self, who: str) -> str:
         """Stop; the robot brakes first, and does not wait for a slow disk to go on braking."""
+        if self._stops.keeps(who):
+            return ""
         recorded: Future[str] = Future()
 
         def record() -> None:
@@ -119,7 +121,8 @@ class Console:
             except BaseException as error:  # raised where it is awaited
                 recorded.set_exception(error)
 
-        self._brake()
+        if not self.stopped:
+            self._brake()
         threading.Thread(target=record, daemon=True).start()
         while True:
             try:

@@ -19,7 +19,7 @@ from kdmarl_ros.safety import check_age, check_values
 
 Stamp = tuple[int, int]  # episode, step
 NEVER: Stamp = (-1, -1)
-LONGEST_BACK = 100_000  # steps; hours at any rate: no message takes so long
+LONGEST_BACK = 100_000  # steps; minutes at the highest rate: no message takes so long
 
 
 @dataclass(frozen=True)

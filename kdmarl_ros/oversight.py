@@ -52,6 +52,10 @@ class StopLatch:
         """Who holds it stopped, and since when; empty if nobody does."""
         return ", ".join(f"by {who} since {when}" for who, when in self._since.items())
 
+    def keeps(self, who: str) -> bool:
+        """Whether this one has stopped it, and the file says so."""
+        return self._kept and who in self._since
+
     def set(self, who: str, stopped: bool) -> str:
         """Stop, or release what the same one has stopped.
 

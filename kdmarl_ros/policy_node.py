@@ -98,7 +98,7 @@ class PolicyNode(ManagedNode):
         self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._floods: Counter[str] = Counter()
-        self._measured: dict[str, tuple[int, int]] = {}  # newest stamp of each mapped topic
+        self._measured_ns: dict[str, int] = {}  # newest stamp of each mapped topic
         self._out_of_order: Counter[str] = Counter()  # messages of mapped topics, not newer
         self._clock_reading, self._clock_moved_s = -1, 0.0
         # Steady time: a jump of the system clock or of simulated time must not disarm a timer.
@@ -301,7 +301,7 @@ class PolicyNode(ManagedNode):
                     "sole_publisher:=false"
                 )
         self._runtime.forget()
-        self._measured.clear()
+        self._measured_ns.clear()
         self._watchdog = Watchdog(self._timeout_s, time.monotonic())
         self._activations += 1
         self._readings = 0
@@ -390,13 +390,14 @@ class PolicyNode(ManagedNode):
         if age_s is None:
             return math.inf  # what bears no stamp is of no use
         stamp, topic = message.header.stamp, subscription.topic_name
-        measured = (stamp.sec, stamp.nanosec)
-        newest = self._measured.get(topic)
-        if newest is not None and measured <= newest:
+        measured_ns = stamp.sec * 10**9 + stamp.nanosec
+        newest_ns = self._measured_ns.get(topic)
+        # A newest one that is ahead of the clock is from before the clock was set back.
+        set_back = newest_ns is None or newest_ns > self.get_clock().now().nanoseconds
+        if not set_back and measured_ns <= newest_ns:
             self._out_of_order[topic] += 1
             return None
-        if age_s >= -FUTURE_S:  # a clock that was far ahead once must not refuse all that follows
-            self._measured[topic] = measured
+        self._measured_ns[topic] = measured_ns
         return age_s
 
     def _on_reading(self, reading: Reading) -> None:
@@ -457,7 +458,7 @@ class PolicyNode(ManagedNode):
         if self._runtime is None:
             return
         self._runtime.forget()
-        self._measured.clear()
+        self._measured_ns.clear()
         if self._body is not None:
             self._body.forget()
         if self._active:

@@ -154,7 +154,7 @@ class RobotLink:
         wanted = self._safe_index if choice is None else choice.action
         wanted = self.disturbance.acting(wanted)
         action = legal_action(wanted, self._safe_index, self._legal)
-        return action, action == wanted
+        return action, bool(self._legal[wanted])
 
     def _on_action(self, message: AgentAction) -> None:
         if not (

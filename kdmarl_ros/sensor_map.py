@@ -35,6 +35,7 @@ from kdmarl_ros.safety import FUTURE_S
 
 SCAN = ("sensor_msgs/msg/LaserScan", "ranges")
 LEAST_COMMAND_HZ = 5.0  # so that a base is told to brake soon after a stop
+LONGEST_BRAKE_S = 0.1  # of braking that one command makes up for, where others failed to come
 QUATERNION_TOLERANCE = 0.1  # of the squared length: 1 for a rotation, 0 for a field never set
 PerValue = float | tuple[float, ...]
 
@@ -440,9 +441,10 @@ class Command:
     def next(self, now_s: float, stamp: Any) -> Any:
         """The next command, at most one limited change away from the last one."""
         # After a pause the limits still hold for what the base saw last.
-        elapsed_s = min(now_s - self._sent_s, 2 * self.period_s)
-        self._sent_s = now_s
         target = self._target(now_s)
+        most_s = 2 * self.period_s if target.any() else max(2 * self.period_s, LONGEST_BRAKE_S)
+        elapsed_s = min(now_s - self._sent_s, most_s)
+        self._sent_s = now_s
         braking = self._now * (target - self._now) < 0
         step = np.where(braking, self._deceleration, self._acceleration) * elapsed_s
         after = self._now + (target - self._now).clip(-step, step)

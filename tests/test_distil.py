@@ -557,6 +557,20 @@ def test_a_checkpoint_of_other_work_is_refused(make_work, tmp_path, refusal, cha
     assert (folder / CHECKPOINT).read_bytes() == content
 
 
+def test_more_environments_than_there_may_be_are_refused_before_a_buffer_is_filled(
+    make_work, tmp_path, refusal
+):
+    work = make_work(on_policy__num_envs=9)
+    task = work.team.task
+    few = dataclasses.replace(task, spec=dataclasses.replace(task.spec, most_envs=8))
+    work = work._replace(team=dataclasses.replace(work.team, task=few))
+    message = refusal(
+        distil, work, ignore, folder=tmp_path / "run", on_buffer=lambda *_: pytest.fail("filled")
+    )
+    assert message.startswith("on_policy.num_envs: 9 copies of mpe/simple_spread ")
+    assert "at most 8" in message
+
+
 @pytest.mark.parametrize(
     ("phase", "said", "reported", "kept"),
     [("offline", "at update 1; lower", 1, 0), ("on_policy", "at update 6; lower", 5, 4)],

@@ -285,6 +285,19 @@ def test_a_pause_is_no_leave_to_jump(load):
     assert command.next(100.0, None).linear.y == pytest.approx(0.5)  # 0.3 and two periods' 0.2
 
 
+def test_a_fast_command_brakes_no_slower_where_it_is_seldom_sent(load):
+    """As while the record of a stop takes long: 20 commands a second, of 1,000."""
+    document = changed(MAP, "command.rate_hz", 1000.0)
+    command = load(changed(document, "command.acceleration", 2.0)).command
+    command.aim(UP)
+    for step in range(600):
+        command.next(step / 1000, None)
+    command.aim(None)
+    for step in range(11):
+        last = command.next(0.6 + step / 20, None)
+    assert last.linear.y == 0.0
+
+
 def test_standing_is_at_once(load):
     command = load(MAP).command
     command.aim(UP)

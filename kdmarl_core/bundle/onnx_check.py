@@ -23,7 +23,7 @@ OWN_DOMAINS = ("", "ai.onnx")
 
 LARGEST_MODEL = 16 * 2**20  # bytes; the largest students take some 100 kB
 MOST_FIELDS = 100_000  # of all messages of a file; the largest students have some 500
-MOST_AXES = 4
+MOST_AXES = 2  # of a weight
 
 FLOAT = 1  # TensorProto.DataType
 FLOAT_BYTES = 4

@@ -135,12 +135,18 @@ def distil(
 
     Raises:
         UserError: a loss is not finite, and the checkpoint is what was good last; or checkpoint or
-            buffer are damaged or of other work.
+            buffer are damaged or of other work; or there would be more environments than may be.
         KeyboardInterrupt: after a checkpoint was written.
     """
     team, recipe, seed = work.team, work.recipe, work.seed
     torch.manual_seed(derive_seed(seed, 10))
     students = StudentTeam(team)
+    acting, spec = recipe.on_policy, team.task.spec
+    if acting.iterations and acting.num_envs > spec.envs(acting.num_envs):
+        raise UserError(
+            f"on_policy.num_envs: {acting.num_envs} copies of {spec.name} would be as many "
+            f"processes of its game; give at most {spec.most_envs}"
+        )
     if students.wiring and recipe.on_policy.iterations:
         refuse_short_parts(recipe.on_policy.rollout_steps, students.wiring.longest)
     heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
@@ -161,15 +167,12 @@ def distil(
     buffer = kept or fill_buffer(team.task, *work.lessons, origin, on_buffer)
     if buffer_file is not None and kept is None:
         save_buffer(buffer, buffer_file)
-    on_policy = OnPolicy(
-        learner,
-        team.task,
-        *work.lessons,
-        recipe.on_policy,
-        buffer.projection,
-        derive_seed(seed, 13),
-    )
-    first, second = recipe.offline.updates, recipe.on_policy.iterations
+    first, second = recipe.offline.updates, acting.iterations
+    on_policy = None
+    if second:
+        on_policy = OnPolicy(
+            learner, team.task, *work.lessons, acting, buffer.projection, derive_seed(seed, 13)
+        )
     with run.going() as interrupted:
         while run.done < first + second and not interrupted.is_set():
             sampled = (math.nan, math.nan)
@@ -180,6 +183,7 @@ def distil(
                     terms = learn_offline(learner, buffer, recipe.offline, number, shuffle)
                 else:
                     phase, done, of = "on-policy", number + 1 - first, second
+                    assert on_policy is not None
                     terms, rollout = on_policy.iterate(number - first)
                     sampled = (rollout.episode_return(), rollout.win_rate())
                 report(phase, done, of, terms, *sampled)

@@ -293,6 +293,26 @@ def test_odometry_of_the_wrong_time_is_silence_where_stamps_count(world, robot, 
     base.until_at_full_speed()
 
 
+def test_odometry_that_is_not_newer_is_dropped_unless_the_clock_was_set_back(world, robot, base):
+    counts = []
+
+    def see(message):
+        for status in message.status:
+            counts.extend(v.value for v in status.values if v.key == "dropped/robot_0/odom/old")
+
+    world.hear(DiagnosticArray, "/diagnostics", see)
+    base.age_s = -0.9
+    robot(MAP, "-p", "stamps:=header")
+    base.until_at_full_speed()
+    base.age_s = 0.05  # as if the clock had been set back by a second, almost
+    base.speeds.clear()
+    world.until(lambda: len(base.speeds) > 30)
+    assert 0.0 not in base.speeds
+    base.age_s = 0.2  # what was measured before the newest
+    world.until(lambda: counts)
+    base.until_at_full_speed()
+
+
 def test_what_is_wrong_around_a_base_is_said(world, robot, base, domain):
     said = []
     world.hear(DiagnosticArray, "/diagnostics", lambda m: said.extend(m.status))
