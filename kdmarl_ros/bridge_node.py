@@ -33,7 +33,7 @@ from kdmarl_core.evaluate import episode_seed
 from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View
 from kdmarl_core.team import load_team
-from kdmarl_ros import health, oversight, peers, qos, results, topics
+from kdmarl_ros import graph, health, oversight, qos, results, topics
 from kdmarl_ros.diagnostics import PERIOD_S, Diagnostics
 from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
@@ -192,7 +192,7 @@ class BridgeNode(Node):
     # Playing
 
     def _await_recorder(self, stop: Stop) -> None:
-        give_up_s = time.monotonic() + peers.DISCOVERY_S
+        give_up_s = time.monotonic() + graph.DISCOVERY_S
         while not stop.requested and not all(link.present(listeners=2) for link in self._links):
             if time.monotonic() > give_up_s:
                 self.get_logger().warning("no recorder listens: the beginning is not recorded")
@@ -381,7 +381,7 @@ class BridgeNode(Node):
     def _publish_diagnostics(self) -> None:
         lost = [link.robot.name for link in self._links if not link.alive]
         refused = sum(link.refused for link in self._links)
-        others = peers.rivals(self, self._step_result.topic_name)
+        others = graph.rivals(self, self._step_result.topic_name)
         errors = [f"{name} is not there" for name in lost]
         errors += [f"another bridge plays, too: {name}" for name in others]
         errors += [f"stopped {self._stops.reason}"] if self._stops.stopped else []

@@ -13,7 +13,7 @@ from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 
 from kdmarl_core.bundle import FORMATS, Manifest
-from kdmarl_ros import peers, qos, topics
+from kdmarl_ros import graph, qos, topics
 from kdmarl_ros.msg import PeerMessage
 from kdmarl_ros.policy_runtime import Heard, Told
 from kdmarl_ros.spin import Polled
@@ -76,7 +76,7 @@ class PeerLink:
     def linked(self) -> bool:
         """Whether all peers that are to be heard, and all that are to listen, are found."""
         if self._told is not None:
-            there = peers.listening_namespaces(self._node, self._told.topic_name)
+            there = graph.listening_namespaces(self._node, self._told.topic_name)
             everybody = self._told.get_subscription_count() >= len(there)  # a recorder, too
             if not (everybody and self._receivers <= set(there)):
                 return False

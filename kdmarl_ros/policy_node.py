@@ -27,7 +27,7 @@ from std_srvs.srv import Trigger
 
 from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
-from kdmarl_ros import health, peers, qos, topics
+from kdmarl_ros import graph, health, qos, topics
 from kdmarl_ros.console import Console
 from kdmarl_ros.diagnostics import PERIOD_S, Diagnostics
 from kdmarl_ros.managed_node import ManagedNode
@@ -85,7 +85,7 @@ class PolicyNode(ManagedNode):
     ) -> None:
         """As `ManagedNode`."""
         super().__init__(topics.POLICY_NODE, arguments, group)
-        self._knows_peers_s = time.monotonic() + peers.DISCOVERY_S
+        self._knows_peers_s = time.monotonic() + graph.DISCOVERY_S
         self._given = declare(self, PolicyParameters, arguments)
         self._namespace = self.get_namespace().strip("/")
         self._runtime: PolicyRuntime | None = None
@@ -214,7 +214,7 @@ class PolicyNode(ManagedNode):
         Whoever waits for the robots, to begin with all of them, waits for the models that fly: by
         then messages go through. A peer that is not there is not waited for.
         """
-        self._linked_by_s = time.monotonic() + peers.DISCOVERY_S
+        self._linked_by_s = time.monotonic() + graph.DISCOVERY_S
         self._stop_linking = self._every(LINKED_EVERY_S, self._on_linked)
         self._entities.append(self._stop_linking)
         self._on_linked()
@@ -313,8 +313,8 @@ class PolicyNode(ManagedNode):
     def _await_rivals(self, topic: str) -> list[str]:
         """Who else publishes a topic; waits until this process has lived long enough to know."""
         while True:
-            others = peers.rivals(self, topic)
-            named = bool(others) and not any(peers.UNKNOWN in name for name in others)
+            others = graph.rivals(self, topic)
+            named = bool(others) and not any(graph.UNKNOWN in name for name in others)
             if named or time.monotonic() > self._knows_peers_s:
                 return others
             time.sleep(LEAST_CHECK_S)
@@ -587,7 +587,7 @@ class PolicyNode(ManagedNode):
         heard = [(sensor.topic_name, sensor.msg_type) for sensor in sensors]
         if self._peers:
             heard += [(topic, PeerMessage) for topic in self._peers.heard_topics]
-        found = peers.problems(self, heard, self._own_topics())
+        found = graph.problems(self, heard, self._own_topics())
         if self._body and (trouble := self._body.trouble()):
             found.append(trouble)
         if self._console.trouble:
