@@ -96,12 +96,13 @@ def _over_seeds(over_episodes: Interval, *groups: Returns) -> Interval:
     Welch's degrees of freedom, since a bootstrap of three seeds would be far too narrow. Both are
     independent, so their half-widths are added as squares.
     """
-    squares = np.array([group.var(ddof=1) / len(group) for group in groups if len(group) > 1])
+    several = [group for group in groups if len(group) > 1]
+    squares = np.array([group.var(ddof=1) / len(group) for group in several])
     if not squares.any():
         return over_episodes
     from scipy.special import stdtrit  # here, since who plays a single training does without
 
-    freedom = np.array([len(group) - 1 for group in groups if len(group) > 1])
+    freedom = np.array([len(group) - 1 for group in several])
     degrees = squares.sum() ** 2 / (squares**2 / freedom).sum()
     width = stdtrit(degrees, 0.975) * np.sqrt(squares.sum())
     value, low, high = over_episodes

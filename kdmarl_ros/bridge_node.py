@@ -34,7 +34,7 @@ from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View
 from kdmarl_core.team import load_team
 from kdmarl_ros import graph, health, oversight, qos, results, topics
-from kdmarl_ros.diagnostics import PERIOD_S, Diagnostics
+from kdmarl_ros.diagnostics import REPORTED_EVERY_S, Diagnostics
 from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, StepResult
@@ -85,7 +85,7 @@ class BridgeNode(Node):
         )
         self._diagnostics = Diagnostics(self, "swarm: bridge")
         steady = RosClock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(PERIOD_S, self._publish_diagnostics, clock=steady)
+        self.create_timer(REPORTED_EVERY_S, self._publish_diagnostics, clock=steady)
         self._make_oversight()
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
@@ -394,7 +394,7 @@ class BridgeNode(Node):
             "mode": self._given.mode,
             "episode": str(self._at[0]),
             "step": str(self._at[1]),
-            "steps_per_second": f"{steps / PERIOD_S:.1f}",
+            "steps_per_second": f"{steps / REPORTED_EVERY_S:.1f}",
             "finished_episodes": str(self._played),
             "unsaved_episodes": str(len(self._unsaved)),
             "refused_actions": str(refused),

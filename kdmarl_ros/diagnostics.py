@@ -9,7 +9,7 @@ from kdmarl_ros import qos, topics
 from kdmarl_ros.health import Report
 from kdmarl_ros.qos import NO_EVENTS
 
-PERIOD_S = 1.0
+REPORTED_EVERY_S = 1.0
 
 
 class Diagnostics:

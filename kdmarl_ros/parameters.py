@@ -22,7 +22,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from kdmarl_core.bundle import SECURITY
+from kdmarl_core.bundle import HIGHEST_RATE_HZ, SECURITY
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.schema import read_yaml
 from kdmarl_ros.fields import described
@@ -61,7 +61,7 @@ class PolicyParameters:
         choices=("lock_step", "real_time"),
     )
     rate_hz: float = described(
-        "decisions per second in real time; 0: the manifest's", 0.0, low=0.0, high=1000.0
+        "decisions per second in real time; 0: the manifest's", 0.0, low=0.0, high=HIGHEST_RATE_HZ
     )
     timeout_s: float = described(
         "silence before the safe action; 0: three periods, at least 0.1 s", 0.0, low=0.0, high=60.0
@@ -196,7 +196,7 @@ class BridgeParameters(SimulationSettings):
         choices=("lock_step", "real_time"),
     )
     rate_hz: float = described(
-        "steps per second in real time; 0: the task's", 0.0, low=0.0, high=1000.0
+        "steps per second in real time; 0: the task's", 0.0, low=0.0, high=HIGHEST_RATE_HZ
     )
     seed: int = described("base seed of the episodes", 0, low=0, high=2**31 - 1)
     join_timeout_s: float = described(

@@ -29,7 +29,7 @@ from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import graph, health, qos, topics
 from kdmarl_ros.console import Console
-from kdmarl_ros.diagnostics import PERIOD_S, Diagnostics
+from kdmarl_ros.diagnostics import REPORTED_EVERY_S, Diagnostics
 from kdmarl_ros.managed_node import ManagedNode
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
 from kdmarl_ros.parameters import (
@@ -110,7 +110,7 @@ class PolicyNode(ManagedNode):
         self._health = health.Health()
         robot = self._namespace or "robot"
         self._diagnostics = Diagnostics(self, f"{robot}: policy", self._namespace)
-        self._every(PERIOD_S, self._publish_diagnostics)
+        self._every(REPORTED_EVERY_S, self._publish_diagnostics)
 
     def start(self) -> None:
         """Configure and activate, if autostart is set; a `UserError` if that cannot be done."""

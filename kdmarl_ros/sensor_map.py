@@ -440,8 +440,8 @@ class Command:
 
     def next(self, now_s: float, stamp: Any) -> Any:
         """The next command, at most one limited change away from the last one."""
-        # After a pause the limits still hold for what the base saw last.
         target = self._target(now_s)
+        # After a pause the limits still hold for what the base saw last.
         most_s = 2 * self.period_s if target.any() else max(2 * self.period_s, LONGEST_BRAKE_S)
         elapsed_s = min(now_s - self._sent_s, most_s)
         self._sent_s = now_s

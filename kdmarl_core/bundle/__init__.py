@@ -2,6 +2,7 @@
 
 from kdmarl_core.bundle.manifest import (
     ACTION_MASK,
+    HIGHEST_RATE_HZ,
     MANIFEST,
     MODEL,
     SCHEMA_VERSION,
@@ -31,6 +32,7 @@ from kdmarl_core.bundle.signing import NO_TRUST, SECURITY, Security, Trust, admi
 __all__ = [
     "ACTION_MASK",
     "FORMATS",
+    "HIGHEST_RATE_HZ",
     "MANIFEST",
     "MODEL",
     "NO_TRUST",

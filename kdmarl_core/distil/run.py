@@ -142,11 +142,8 @@ def distil(
     torch.manual_seed(derive_seed(seed, 10))
     students = StudentTeam(team)
     acting, spec = recipe.on_policy, team.task.spec
-    if acting.iterations and acting.num_envs > spec.envs(acting.num_envs):
-        raise UserError(
-            f"on_policy.num_envs: {acting.num_envs} copies of {spec.name} would be as many "
-            f"processes of its game; give at most {spec.most_envs}"
-        )
+    if acting.iterations:
+        spec.refuse_more_envs(acting.num_envs, "on_policy.num_envs")
     if students.wiring and recipe.on_policy.iterations:
         refuse_short_parts(recipe.on_policy.rollout_steps, students.wiring.longest)
     heads = CoordinationHeads(students, recipe.common_width, recipe.roles)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdmarl_core.errors import UserError
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks.task import (
     BatchEnv,
@@ -36,11 +35,7 @@ class LoopedTask:
         Raises:
             UserError: they are more than there may be at once.
         """
-        if num_envs > self.spec.envs(num_envs):
-            raise UserError(
-                f"num_envs: {num_envs} copies of {self.spec.name} would be as many processes of "
-                f"its game; give at most {self.spec.most_envs}"
-            )
+        self.spec.refuse_more_envs(num_envs, "num_envs")
         return _LoopedBatch(self.spec, [self.make_reference() for _ in range(num_envs)])
 
 

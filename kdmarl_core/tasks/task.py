@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdmarl_core.errors import unknown
+from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.tasks.blocks import Block
 
 Floats = npt.NDArray[np.float32]
@@ -85,6 +85,14 @@ class TaskSpec:
     def envs(self, wanted: int) -> int:
         """So many environments, or as many as there may be at once."""
         return min(wanted, self.most_envs or wanted)
+
+    def refuse_more_envs(self, wanted: int, key: str) -> None:
+        """Raise a `UserError` that names the key if so many may not be at once."""
+        if wanted > self.envs(wanted):
+            raise UserError(
+                f"{key}: {wanted} copies of {self.name} would be as many processes of its game; "
+                f"give at most {self.most_envs}"
+            )
 
     @property
     def slug(self) -> str:
