@@ -206,6 +206,14 @@ class SensedBlocks:
 
     sensors: tuple[str, ...]
     random_features: tuple[int, ...] | None
+    hears: tuple[str, ...] = ()  # agents whose robots tell it something
+
+    def record(self) -> dict[str, Any]:
+        """For keys and hashes."""
+        record = dataclasses.asdict(self)
+        if not self.hears:
+            del record["hears"]
+        return record
 
 
 @dataclass(frozen=True)
@@ -227,9 +235,12 @@ class Team:
 
     def restriction(self) -> dict[str, SensedBlocks]:
         """What each agent's robot senses: whatever its students, all that a bound depends on."""
+        agents = {robot.name: robot.agent.name for robot in self.robots}
         return {
             robot.agent.name: SensedBlocks(
-                tuple(block.name for block in robot.sensors), robot.random_features
+                tuple(block.name for block in robot.sensors),
+                robot.random_features,
+                tuple(agents[peer.robot] for peer in robot.peers),
             )
             for robot in self.robots
         }

@@ -30,10 +30,14 @@ from kdmarl_core.distil.on_policy import OnPolicy
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.samples import label
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.teacher.acting import Acting
+from kdmarl_core.teacher.architecture import Architecture
+from kdmarl_core.teacher.player import TeacherPlayer
+from kdmarl_core.teacher.reads import RestrictedReads
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import load_bound
+from kdmarl_core.teacher.teacher import Teacher, load_bound
 from kdmarl_core.team import load_team
 from kdmarl_ros.cli import main
 
@@ -95,6 +99,50 @@ def test_it_judges_by_what_it_saw_and_remembers(assistant, team):
     # Negative control: what other episodes showed leads to other judgements.
     other = label(rollout, policy, card, None, acting.visible().flip(1)).teacher
     assert (other - labels.teacher).abs().max() > 1.0
+
+
+def test_one_of_robots_that_talk_reads_what_those_sense_whom_a_robot_hears(team, trained):
+    """All of it, and at once; robot_2 tells robot_0 alone, and nobody else tells anything."""
+    talking = load_team(str(team.path), ["robots.robot_2.messages={size: 1, to: [robot_0]}"])
+    silent, hearing = RestrictedReads(team), RestrictedReads(talking)
+    torch.manual_seed(0)
+    observation = torch.randn(4, 3, team.task.spec.observation_size)
+    visible = hearing.draw(4, torch.Generator().manual_seed(1))
+    own = silent(observation, torch.empty(0), visible)
+    read = hearing(observation, torch.empty(0), visible)
+    sensed, index = own[..., : silent.sensed], own[..., silent.sensed :]
+    assert read.shape[-1] == hearing.size == 4 * silent.sensed + 3
+    assert torch.equal(read[..., : silent.sensed], sensed)
+    assert torch.equal(read[..., -3:], index)
+    heard = read[..., silent.sensed : -3].view(4, 3, 3, silent.sensed)
+    assert torch.equal(heard[:, 0, 2], sensed[:, 2])
+    assert heard.count_nonzero() == sensed[:, 2].count_nonzero() > 0
+    # One that hears nothing knows less than such students do.
+    with pytest.raises(UserError, match="restriction"):
+        load_bound(trained, talking)
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_what_another_robot_senses_tells_if_it_is_heard(team, hears):
+    """In the reference simulator."""
+    changes = ["robots.robot_2.messages={size: 1, to: [robot_0]}"] if hears else []
+    of_team = load_team(str(team.path), changes)
+    spec = of_team.task.spec
+    torch.manual_seed(0)
+    player = TeacherPlayer(opinionated(Teacher(spec, Architecture("gru", 16, 1), of_team)), spec)
+    env = of_team.task.make_reference()
+    differences = [0, 0, 0]
+    for seed in range(20):
+        view = env.reset(seed)
+        *first, third = view.observations
+        chosen = []
+        for observations in (view.observations, (*first, third + 3.0)):
+            player.reset(seed)
+            chosen.append(player.act(view._replace(observations=observations)))
+        differences = [n + (a != b) for n, a, b in zip(differences, *chosen, strict=True)]
+    assert (differences[0] > 0) == hears
+    assert differences[1] == 0
+    assert differences[2] > 0
 
 
 def test_the_buffer_keeps_what_was_shown(buffer, team, tmp_path, assistant):

@@ -22,7 +22,7 @@ from kdmarl_core.distil import run as distil_run
 from kdmarl_core.distil.offline import learn_offline
 from kdmarl_core.experiments import cells, messages
 from kdmarl_core.experiments.cells import Cell
-from kdmarl_core.experiments.messages import Case, Played
+from kdmarl_core.experiments.messages import Case, Known, Played
 from kdmarl_core.experiments.table import RowCells, summary
 from kdmarl_core.files import share_folder
 from kdmarl_core.metrics import normalised_retention
@@ -89,6 +89,10 @@ def table(kdmarl, tmp_path, monkeypatch):
                         ],
                         "recipe": ["on_policy.iterations=0"],
                     },
+                    "2 int8, assistant": {
+                        "team": ["defaults.messages={size: 2, to: all}"],
+                        "assisted": True,
+                    },
                 },
             },
             "disturbances": {"all lost": {"loss": 1.0}, "2 steps late": {"delay_steps": 2}},
@@ -145,6 +149,9 @@ def test_what_is_computed_stays(table, tmp_path):
     assert "assistant" not in cells["LH_groups-students-0"]["inputs"]
     assistant = cells["LH_groups-assisted-0"]["inputs"]["assistant"]
     assert assistant == cells["bound-groups"]["inputs"]
+    assert cells["bound-groups"]["policy_sha256"] == cells["LH_groups-assisted-0"]["policy_sha256"]
+    assert cells["bound-groups"]["policy_sha256"]
+    assert not cells["LH_groups-students-0"]["policy_sha256"]
     for row, kind in (
         (first["LH groups", False], "students"),
         (first["LH groups", True], "assisted"),
@@ -156,6 +163,24 @@ def test_what_is_computed_stays(table, tmp_path):
         others = (np.array(cells[name]["returns"]) for name in (teacher, "random"))
         expected = normalised_retention(of, *others)
         assert row["retention"]["value"] == pytest.approx(expected.value)
+
+
+def test_seeds_of_other_assistants_are_not_mixed(table, tmp_path):
+    asked = ("--settings", "LH groups", "--compute", "assisted", "--json")
+    first = rows(table(*asked, "--seeds", "1"))
+    path = tmp_path / "work" / "results" / "mpe_simple_spread" / "LH_groups-assisted-0.json"
+    whole = path.read_text()
+    for other, said in (("ab" * 32, "ab" * 6), ("", "an unknown one")):
+        path.write_text(json.dumps(json.loads(whole) | {"policy_sha256": other}))
+        done = table(*asked)
+        assert done.code == 2
+        told = " ".join(done.err.split())
+        assert "LH_groups-assisted-1.json: policy_sha256" in told
+        assert said in told
+    path.write_text(whole)
+    both = rows(table(*asked))["LH groups", True]["scores"]["students"]
+    assert len(both) == 2
+    assert both[:1] == first["LH groups", True]["scores"]["students"]
 
 
 def test_a_cell_of_other_inputs_is_not_used(table, tmp_path):
@@ -215,9 +240,16 @@ def test_what_messages_come_to():
 
     found = [played("silent", "", 0.0, 2.0), played("1", "", 6.0), played("1", "lost", 1.0)]
     variants = ("silent", "1", "2")
-    line = messages.summary("t", found, variants, cell(10.0), cell(-10.0), cell(4.0))
+    known = Known(cell(10.0), cell(-10.0), cell(4.0))
+    line = messages.summary("t", found, variants, known)
     assert line == ["t", "55.0", "80.0", "", "70.0"]
-    assert messages.summary("t", found, variants, cell(10.0), cell(-10.0), None)[-1] == ""
+    assert messages.summary("t", found, variants, Known(*known[:2])) == line[:-1]
+    rows = messages.page_rows(found, known._replace(hearing=cell(8.0)))
+    assert [(row[0], row[3]) for row in rows[3:]] == [
+        (messages.BOUND, "4.00"),
+        (messages.HEARING, "8.00"),
+    ]
+    assert rows[-1][-1].startswith("90.0%")
 
 
 def test_what_the_table_comes_to():
@@ -380,6 +412,7 @@ def test_messages(table, tmp_path):
         "messages-blind-2_int8-0",
         "messages-blind-2_int8-2_steps_late-0",
         "messages-blind-2_int8-all_lost-0",
+        "messages-blind-2_int8-assistant-0",
         "messages-blind-3_int4-once-0",
         "messages-blind-silent-0",
     ]
@@ -401,8 +434,13 @@ def test_messages(table, tmp_path):
     returns = {name: cell["returns"] for name, cell in found.items()}
     lost, silent = returns["messages-blind-2_int8-all_lost-0"], returns["messages-blind-2_int8-0"]
     assert lost != silent
+    hearing = read_json(tmp_path / "work/results/mpe_simple_spread/bound-groups-hearing.json")
+    assert hearing["inputs"]["restriction"]["agent_0"]["hears"] == ["agent_1", "agent_2"]
+    assert hearing["inputs"] == inputs["2_int8-assistant-0"]["assistant"]
+    assert hearing["policy_sha256"] == found["messages-blind-2_int8-assistant-0"]["policy_sha256"]
     text = page.read_text()
     assert "old" not in text
+    assert f"| {messages.HEARING} |" in text
     # Robots decide 10 times a second: 3 values of 4 bits, and 2 of 8.
     assert "| 3 int4, once | 12 | 120 |" in text
     assert "| 2 int8, all lost | 16 | 160 |" in text
@@ -414,6 +452,7 @@ def test_messages(table, tmp_path):
         "2 int8, all lost": 16,
         "2 int8, 2 steps late": 16,
         "3 int4, once": 12,
+        "2 int8, assistant": 16,
     }
     assert all(len(line["scores"]) == 1 for line in figures)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdmarl_core.cli.cells import PAGE, add_cell_options, refuse_partial_page, students
 from kdmarl_core.cli.common import print_json, print_table, progress_bar
-from kdmarl_core.cli.table import (
-    PAGE,
-    add_cell_options,
-    distil_reporter,
-    refuse_partial_page,
-    shown,
-)
 from kdmarl_core.errors import refuse_unknown
 
 if TYPE_CHECKING:
-    from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments.ablation import Distilled
     from kdmarl_core.experiments.cells import Cell
     from kdmarl_core.experiments.plan import Plan
@@ -75,6 +67,7 @@ def _variants(
     name: str, plan: Plan, arguments: argparse.Namespace, bar: Any
 ) -> tuple[list[Distilled], Cell | None, Cell | None]:
     """A team's variants, and the cells of teacher and random actions."""
+    from kdmarl_core.bundle import UNDISTURBED
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
@@ -98,26 +91,20 @@ def _variants(
         team = load_team(name, variant.team)
         taught = load_teacher(find_teacher(team.teacher), spec)
         recipe = load_recipe(team.recipe, variant.recipe, variant.without)
-        students = []
+        by_seed: list[Cell] = []
         for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
-            work = Work(team, *taught, recipe, seed)
-            label = f"ablation-{team.name}-{title.replace(' ', '_')}-{seed}"
-            inputs = cells.student_inputs(work, plan.episodes)
-            run = cells.run_folder(label, inputs)
-            compute = functools.partial(_distil, work, inputs, run)
-            students.append(
-                cells.obtain(
-                    folder / f"{label}.json",
-                    inputs,
-                    shown(bar, label, compute) if arguments.compute else None,
-                    run,
-                )
+            stem = f"ablation-{team.name}-{title.replace(' ', '_')}"
+            by_seed += filter(
+                None,
+                students(
+                    Work(team, *taught, recipe, seed),
+                    {folder / f"{stem}-{seed}.json": UNDISTURBED},
+                    plan.episodes,
+                    bar,
+                    compute=arguments.compute,
+                    assistant=cells.bound_recipe(spec) if variant.assisted else None,
+                    siblings=by_seed,
+                ),
             )
-        found.append(Distilled(title, tuple(cell for cell in students if cell is not None)))
+        found.append(Distilled(title, tuple(by_seed)))
     return found, *known
-
-
-def _distil(work: Work, inputs: dict[str, Any], folder: Path, bar: Any, line: Any) -> Cell:
-    from kdmarl_core.experiments import cells
-
-    return cells.distil_students(work, inputs, folder, distil_reporter(bar, line))

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import print_json, print_table, progress_bar
-from kdmarl_core.cli.table import (
+from kdmarl_core.cli.cells import (
     GLANCE,
     PAGE,
     add_cell_options,
-    distil_reporter,
+    bound,
     refuse_partial_page,
+    students,
 )
+from kdmarl_core.cli.common import print_json, print_table, progress_bar
 from kdmarl_core.errors import UserError, refuse_unknown
 
 if TYPE_CHECKING:
-    from kdmarl_core.bundle import Disturbance
-    from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments.cells import Cell
-    from kdmarl_core.experiments.messages import Case, Played
+    from kdmarl_core.experiments.messages import Known, Played
     from kdmarl_core.experiments.plan import Plan
 
 PICTURES = Path("docs") / "images"
@@ -63,25 +61,22 @@ def messages_command(arguments: argparse.Namespace) -> None:
         print_json(
             [
                 line
-                for name, (found, (teacher, random, _), _) in tables.items()
-                for line in messages.figures(name, found, teacher, random)
+                for name, (found, known, _) in tables.items()
+                for line in messages.figures(name, found, known)
             ]
         )
-    for name, (found, given_cells, picture) in tables.items():
-        teacher, random, bound = given_cells
+    for name, (found, known, picture) in tables.items():
         if not arguments.json:
-            print_table(name, messages.HEADER, messages.page_rows(found, teacher, random))
+            print_table(name, messages.HEADER, messages.page_rows(found, known))
         there = [played for played in found if played.students]
         if there:
-            lines = messages.page_rows(there, teacher, random)
+            lines = messages.page_rows(there, known)
             parts.append(markdown(f"Messages, {name}", lines, messages.HEADER))
-            glance.append(
-                messages.summary(name, there, plan.messages.at_a_glance, teacher, random, bound)
-            )
+            glance.append(messages.summary(name, there, plan.messages.at_a_glance, known))
             # Variants that tell causes apart send the same bits: they stand in the table alone.
             drawn = [played for played in there if played.case.variant in plan.messages.variants]
             if arguments.write and any(played.bits_per_step for played in drawn):
-                messages.draw(name, drawn, teacher, random, bound, picture)
+                messages.draw(name, drawn, known, picture)
                 parts.append(f"![Retention against bits per second](images/{picture.name})\n")
     if arguments.write:
         put_between(PAGE, "messages", "\n".join(parts))
@@ -91,8 +86,8 @@ def messages_command(arguments: argparse.Namespace) -> None:
 
 def _team(
     name: str, plan: Plan, arguments: argparse.Namespace, bar: Any
-) -> tuple[list[Played], tuple[Cell | None, ...], Path]:
-    """A team's cases, the cells of teacher, random actions and bound, and where its picture is."""
+) -> tuple[list[Played], Known, Path]:
+    """A team's cases, the cells that they are compared with, and where its picture is."""
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells, messages
@@ -102,7 +97,7 @@ def _team(
 
     prepare_training(arguments.threads)
     plain = load_team(name, plan.messages.teams[name])
-    spec = plain.task.spec
+    spec, episodes = plain.task.spec, plan.episodes
     folder = Path(arguments.results) / spec.slug
     picture = PICTURES / f"messages_{plain.name}.png"
     try:
@@ -110,14 +105,14 @@ def _team(
     except UserError:
         if arguments.compute:
             raise
-        return [], (None, None, None), picture  # a teacher that has yet to be trained
+        return [], messages.Known(), picture  # a teacher that has yet to be trained
     # Of whose score students keep a part, whoever teaches them.
     _, card = load_teacher(place, spec)
-    bound = cells.read_cell(
-        folder / f"{cells.bound_name(plain)}.json",
-        cells.bound_inputs(plain, cells.bound_recipe(spec), plan.episodes),
+    of_bound = cells.bound_recipe(spec)
+    known = messages.Known(
+        *cells.read_given(plain.task, card, episodes, folder),
+        bound(plain, of_bound, episodes, folder, bar, compute=False),
     )
-    known = (*cells.read_given(plain.task, card, plan.episodes, folder), bound)
     found = []
     seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
     for variant, how in plan.messages.variants_of(name).items():
@@ -126,52 +121,27 @@ def _team(
         team = load_team(name, (*plan.messages.teams[name], *how.team))
         recipe = load_recipe(team.recipe, how.recipe, how.without)
         taught = load_teacher(find_teacher(team.teacher), spec)
+        if how.assisted:
+            hearing = bound(team, of_bound, episodes, folder, bar, compute=arguments.compute)
+            known = known._replace(hearing=hearing)
         wanted = messages.cases(plan.messages, name, variant)
-        by_seed = [
-            _cells(Work(team, *taught, recipe, seed), wanted, folder, plan, arguments, bar)
-            for seed in seeds
-        ]
+        by_case: dict[messages.Case, list[Cell]] = {case: [] for case in wanted}
+        for seed in seeds:
+            made = students(
+                Work(team, *taught, recipe, seed),
+                {
+                    folder / f"messages-{team.name}-{case.slug}-{seed}.json": disturbance
+                    for case, disturbance in wanted.items()
+                },
+                episodes,
+                bar,
+                compute=arguments.compute,
+                assistant=of_bound if how.assisted else None,
+                siblings=by_case[next(iter(wanted))],
+            )
+            for case, cell in zip(wanted, made, strict=True):
+                by_case[case] += [cell] if cell else []
         bits = messages.bits_per_step(team)
-        for case in wanted:
-            students = tuple(cell for of_seed in by_seed if (cell := of_seed[case]) is not None)
-            found.append(messages.Played(case, bits, bits * spec.rate_hz, students))
+        for case, of_case in by_case.items():
+            found.append(messages.Played(case, bits, bits * spec.rate_hz, tuple(of_case)))
     return found, known, picture
-
-
-def _cells(
-    work: Work,
-    wanted: Mapping[Case, Disturbance],
-    folder: Path,
-    plan: Plan,
-    arguments: argparse.Namespace,
-    bar: Any,
-) -> dict[Case, Cell | None]:
-    """One seed's cells; where one is missing, the students are distilled once for all of those."""
-    from kdmarl_core.distil.run import discard
-    from kdmarl_core.experiments import cells
-
-    def path(case: Case) -> Path:
-        return folder / f"messages-{work.team.name}-{case.slug}-{work.seed}.json"
-
-    plain = cells.student_inputs(work, plan.episodes)
-    inputs = {
-        case: plain | ({"messages": disturbance._asdict()} if case.disturbance else {})
-        for case, disturbance in wanted.items()
-    }
-    found = {case: cells.read_cell(path(case), inputs[case]) for case in wanted}
-    missing = [case for case in wanted if found[case] is None]
-    if missing and arguments.compute:
-        label = path(next(iter(wanted))).stem
-        line = bar.add_task(label, total=None, figures="")
-        run = cells.run_folder(label, plain)
-        made = cells.distil_and_disturb(
-            work,
-            [(inputs[case], wanted[case]) for case in missing],
-            run,
-            distil_reporter(bar, line),
-        )
-        for case, cell in zip(missing, made, strict=True):
-            cells.write_cell(path(case), cell)
-            found[case] = cell
-        discard(run)
-    return found

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.common import (
-    add_json,
-    add_threads,
-    console,
-    positive,
-    print_json,
-    print_table,
-    progress_bar,
+from kdmarl_core.cli.cells import (
+    GLANCE,
+    PAGE,
+    add_cell_options,
+    bound,
+    obtain,
+    refuse_partial_page,
+    students,
 )
+from kdmarl_core.cli.common import console, print_json, print_table, progress_bar
 from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
-    from kdmarl_core.distil.losses import Terms
     from kdmarl_core.experiments.cells import Cell
     from kdmarl_core.experiments.plan import Row
     from kdmarl_core.experiments.table import RowCells
 
 KINDS = ("given", "students", "bounds", "assisted")
-# Computes a cell while it moves one line (the second) of a progress bar (the first).
-Compute = Callable[[Any, Any], "Cell"]
-PAGE = Path("docs") / "results.md"
-GLANCE = Path("README.md")
 
 
 def add_command(commands: Any) -> None:
@@ -55,25 +50,6 @@ def add_command(commands: Any) -> None:
         help=f"put the table into {PAGE}, and what it comes to into {GLANCE}",
     )
     parser.set_defaults(command=table_command)
-
-
-def add_cell_options(parser: argparse.ArgumentParser) -> None:
-    """What every command that reads and computes cells is told."""
-    parser.add_argument("--plan", metavar="FILE", help="default config/results.yaml")
-    parser.add_argument("--results", metavar="DIR", default="results", help="default results")
-    parser.add_argument("--seeds", type=positive, help="at most so many of the plan's")
-    add_threads(parser)
-    add_json(parser)
-
-
-def refuse_partial_page(arguments: argparse.Namespace, *options: str) -> None:
-    """Raise a `UserError` if a part of the plan would replace all of it on the page."""
-    given = [f"--{option}" for option in options if getattr(arguments, option)]
-    if arguments.write and given:
-        raise UserError(
-            f"--write: replaces all of the plan's tables in {PAGE}, and {' and '.join(given)} "
-            "chooses some; write in a second call, without it"
-        )
 
 
 def table_command(arguments: argparse.Namespace) -> None:
@@ -130,6 +106,7 @@ def _row(
     row: Row, seeds: int, episodes: int, results: Path, arguments: argparse.Namespace, bar: Any
 ) -> RowCells:
     """One row's cells: read where they exist, computed where that is asked for."""
+    from kdmarl_core.bundle import UNDISTURBED
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
     from kdmarl_core.experiments import cells
@@ -139,106 +116,48 @@ def _row(
 
     prepare_training(arguments.threads)
     team = row.team()
-    task, spec = team.task, team.task.spec
+    task, spec, folder = team.task, team.task.spec, results / row.slug
     teacher, card = load_teacher(find_teacher(team.teacher), spec)
     recipe = load_recipe(team.recipe)
     of_bound = cells.bound_recipe(spec)
-    bound_run = cells.run_folder(f"{row.slug}-bound", cells.bound_inputs(team, of_bound, episodes))
-    slug = row.setting.replace(" ", "_").replace("+", "")
     kind = "assisted" if row.assisted else "students"
-
-    def cell(
-        name: str,
-        kind: str,
-        inputs: dict[str, Any],
-        compute: Compute,
-        run: Path | None = None,
-    ) -> Cell | None:
-        ready = shown(bar, f"{row.task} {name}", compute) if kind in arguments.compute else None
-        return cells.obtain(results / row.slug / f"{name}.json", inputs, ready, run)
-
-    def student(seed: int) -> Cell | None:
-        work = Work(team, teacher, card, recipe, seed)
-        inputs = cells.student_inputs(work, episodes, of_bound if row.assisted else None)
-        name = f"{slug}-{kind}-{seed}"
-        run = cells.run_folder(f"{row.slug}-{name}", inputs)
-
-        def compute(bar: Any, line: Any) -> Cell:
-            ready = work
-            if row.assisted:
-                report = _training_reporter(bar, line, of_bound.iterations)
-                assistant = cells.trained_assistant(team, of_bound, episodes, bound_run, report)
-                ready = work._replace(assistant=assistant)
-            report = distil_reporter(bar, line)
-            return cells.distil_students(ready, inputs, run, report)
-
-        return cell(name, kind, inputs, compute, run)
-
-    def bound() -> Cell | None:
-        return cell(
-            cells.bound_name(team),
-            "bounds",
-            cells.bound_inputs(team, of_bound, episodes),
-            lambda bar, line: cells.train_bound(
-                team,
-                of_bound,
+    stem = f"{row.setting.replace(' ', '_').replace('+', '')}-{kind}"
+    given = "given" in arguments.compute
+    by_seed: list[Cell] = []
+    for seed in range(seeds):
+        by_seed += filter(
+            None,
+            students(
+                Work(team, teacher, card, recipe, seed),
+                {folder / f"{stem}-{seed}.json": UNDISTURBED},
                 episodes,
-                bound_run,
-                _training_reporter(bar, line, of_bound.iterations),
+                bar,
+                compute=kind in arguments.compute,
+                assistant=of_bound if row.assisted else None,
+                siblings=by_seed,
             ),
         )
-
+    of_team = None
+    if row.restricted:  # of full observations: the teacher
+        compute = "bounds" in arguments.compute
+        of_team = bound(team, of_bound, episodes, folder, bar, compute=compute)
     return RowCells(
         row=row,
-        teacher=cell(
-            cells.teacher_name(card),
-            "given",
+        teacher=obtain(
+            folder / f"{cells.teacher_name(card)}.json",
             cells.teacher_inputs(task, card, episodes),
-            lambda *_: cells.play_teacher(task, teacher, card, episodes),
+            bar,
+            (lambda _: cells.play_teacher(task, teacher, card, episodes)) if given else None,
         ),
-        random=cell(
-            "random",
-            "given",
+        random=obtain(
+            folder / "random.json",
             cells.common_inputs("random", task, episodes),
-            lambda *_: cells.play_random(task, episodes),
+            bar,
+            (lambda _: cells.play_random(task, episodes)) if given else None,
         ),
-        students=tuple(found for seed in range(seeds) if (found := student(seed)) is not None),
-        bound=bound() if row.restricted else None,  # of full observations: the teacher
+        students=tuple(by_seed),
+        bound=of_team,
     )
-
-
-def shown(bar: Any, name: str, compute: Compute) -> Callable[[], Cell]:
-    """A computation that shows its progress as one line of the bar."""
-
-    def run() -> Cell:
-        line = bar.add_task(name, total=None, figures="")
-        cell = compute(bar, line)
-        bar.update(line, total=1, completed=1)
-        return cell
-
-    return run
-
-
-def _training_reporter(bar: Any, line: Any, iterations: int) -> Any:
-    def report(iteration: int, figures: dict[str, float]) -> None:
-        shown = f"return {figures['return']:.2f}"
-        bar.update(line, total=iterations, completed=iteration, figures=shown)
-
-    return report
-
-
-def distil_reporter(bar: Any, line: Any) -> Any:
-    """A report for `distil` that moves one line of the bar through both phases."""
-
-    def report(
-        phase: str, done: int, of: int, terms: Terms, mean_return: float, win_rate: float
-    ) -> None:
-        shown = f"{phase} KL {float(terms.kl):.3f}"
-        if math.isfinite(mean_return):
-            shown += f" return {mean_return:.2f}"
-        bar.update(line, total=of, completed=done, figures=shown)
-
-    return report
 
 
 def _tables(found: list[RowCells]) -> dict[str, list[list[str]]]:

@@ -35,7 +35,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("task", help="a task of `kdmarl tasks`, such as mpe/simple_spread")
     parser.add_argument("--recipe", metavar="FILE", help="default config/training/<task>.yaml")
     parser.add_argument(
-        "--team", help="train on what the robots of this team sense: the bound of its restriction"
+        "--team",
+        help="train on what the robots of this team sense and hear: the bound of its restriction",
     )
     parser.add_argument(
         "--network",

@@ -18,7 +18,7 @@ import numpy as np
 
 from kdmarl_core import __version__
 from kdmarl_core.bundle import UNDISTURBED, BundlePolicy, Disturbance
-from kdmarl_core.distil.run import Lessons, Report, Work, discard, distil, export
+from kdmarl_core.distil.run import Lessons, Report, Work, distil, export
 from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import (
     BundlePlayer,
@@ -58,6 +58,9 @@ class Cell:
     flops_per_episode: float  # of all robots' decisions; 0 where that is not of interest
     seconds: float  # spent on training and playing, since it was last resumed
     kdmarl_version: str
+    # Of the policy that was trained, if it is a bound, or that taught, if it is an assistant;
+    # empty where there is none, or where it was not recorded.
+    policy_sha256: str = ""
 
     @property
     def scores(self) -> Returns:
@@ -82,26 +85,6 @@ def read_cell(path: Path, inputs: dict[str, Any]) -> Cell | None:
             f"{path}: returns: {len(cell.returns)} of {episodes} episodes; the file is damaged, "
             "remove it and it will be computed again"
         )
-    return cell
-
-
-def obtain(
-    path: Path,
-    inputs: dict[str, Any],
-    compute: Callable[[], Cell] | None,
-    run: Path | None = None,
-) -> Cell | None:
-    """The cell in a file or, if it is not there, computed and written; None without `compute`.
-
-    A killed run leaves the old file or the new one. Once the cell is kept, the checkpoint in the
-    folder of its run is of no more use, and goes.
-    """
-    cell = read_cell(path, inputs)
-    if cell is None and compute is not None:
-        cell = compute()
-        write_cell(path, cell)
-        if run is not None:
-            discard(run)
     return cell
 
 
@@ -159,6 +142,13 @@ def student_inputs(
     return inputs
 
 
+def disturbed_inputs(inputs: dict[str, Any], disturbance: Disturbance) -> dict[str, Any]:
+    """Inputs of the cell of the same students, whose messages are disturbed."""
+    if disturbance == UNDISTURBED:
+        return inputs
+    return inputs | {"messages": disturbance._asdict()}
+
+
 def read_given(
     task: Task, card: TeacherCard, episodes: int, folder: Path
 ) -> tuple[Cell | None, Cell | None]:
@@ -176,13 +166,15 @@ def bound_recipe(spec: TaskSpec) -> TeacherRecipe:
 
 def bound_name(team: Team) -> str:
     """The name of the cell of the bound of a team's restriction."""
-    random = any(robot.random_features for robot in team.robots)
-    return f"bound-{'random' if random else 'groups'}"
+    kind = "random" if any(robot.random_features for robot in team.robots) else "groups"
+    return (
+        f"bound-{kind}-hearing" if any(robot.peers for robot in team.robots) else f"bound-{kind}"
+    )
 
 
 def bound_inputs(team: Team, recipe: TeacherRecipe, episodes: int) -> dict[str, Any]:
     """Inputs of the bound of a team's restriction."""
-    sensed = {agent: dataclasses.asdict(own) for agent, own in team.restriction().items()}
+    sensed = {agent: own.record() for agent, own in team.restriction().items()}
     return common_inputs("bound", team.task, episodes) | {
         "restriction": sensed,
         "recipe": dataclasses.asdict(recipe),
@@ -204,50 +196,45 @@ def play_teacher(task: Task, teacher: Teacher, card: TeacherCard, episodes: int)
     return _played(task, player, inputs, flops, time.monotonic())
 
 
-def distil_students(work: Work, inputs: dict[str, Any], folder: Path, report: Report) -> Cell:
-    """The cell of a team's students: distil, export, play. Goes on where it was interrupted.
-
-    The checkpoint stays in `folder`: `discard` it once the cell is kept.
-    """
-    [cell] = distil_and_disturb(work, [(inputs, UNDISTURBED)], folder, report)
-    return cell
-
-
-def distil_and_disturb(
+def distil_students(
     work: Work,
     wanted: Sequence[tuple[dict[str, Any], Disturbance]],
     folder: Path,
     report: Report,
 ) -> list[Cell]:
-    """Cells of the same students, which play once for each disturbance of their messages.
+    """Cells of a team's students: distil, export, play once for each disturbance of messages.
 
-    The checkpoint stays, as in `distil_students`.
+    Goes on where it was interrupted. The checkpoint stays in `folder`: `discard` it once the cells
+    are kept.
     """
     begun = time.monotonic()
     students = distil(work, report, folder=folder, resume=True)
     exported = export(work, students)
     policies = [BundlePolicy(item.draft, item.model) for item in exported]
     flops = sum(item.draft.student.flops_per_decision for item in exported)
-    return [
+    made = [
         _played(
             work.team.task, BundlePlayer(policies, work.team, disturbance), inputs, flops, begun
         )
         for inputs, disturbance in wanted
     ]
+    taught_by = work.assistant.card.weights_sha256 if work.assistant else ""
+    return [dataclasses.replace(cell, policy_sha256=taught_by) for cell in made]
 
 
 def train_bound(
     team: Team,
     recipe: TeacherRecipe,
     episodes: int,
-    folder: Path,
     report: Callable[[int, dict[str, float]], None],
 ) -> Cell:
     """The bound of a team's restriction: a big policy trained by RL under it.
 
-    Goes on where it was interrupted; the policy stays in `folder` for `trained_assistant`.
+    Goes on where it was interrupted; the policy stays for `trained_assistant`.
     """
     begun = time.monotonic()
+    inputs = bound_inputs(team, recipe, episodes)
+    folder = _bound_folder(inputs)
     resume = (folder / CHECKPOINT).is_file()
     policy, seconds = train(
         team.task, recipe, BOUND_SEED, folder, team=team, resume=resume, report=report
@@ -262,21 +249,41 @@ def train_bound(
         seconds=seconds,
         score=evaluation(episodes_played, EVALUATION_SEED),
     )
-    save_teacher(policy, card, folder / TEACHER, overwrite=True)
-    return _cell(team.task, episodes_played, bound_inputs(team, recipe, episodes), 0, begun)
+    saved = save_teacher(policy, card, folder / TEACHER, overwrite=True)
+    cell = _cell(team.task, episodes_played, inputs, 0, begun)
+    return dataclasses.replace(cell, policy_sha256=saved.weights_sha256)
 
 
 def trained_assistant(
     team: Team,
     recipe: TeacherRecipe,
     episodes: int,
-    folder: Path,
     report: Callable[[int, dict[str, float]], None],
 ) -> Lessons:
-    """The policy of the restriction's bound, to learn from; trained if `folder` lacks it."""
-    if not (folder / TEACHER / CARD).is_file():
-        train_bound(team, recipe, episodes, folder, report)
-    return Lessons(*load_bound(folder / TEACHER, team))
+    """The policy of the restriction's bound, to learn from; trained if it is not there."""
+    folder = _bound_folder(bound_inputs(team, recipe, episodes)) / TEACHER
+    if not (folder / CARD).is_file():
+        train_bound(team, recipe, episodes, report)
+    return Lessons(*load_bound(folder, team))
+
+
+def refuse_other_assistant(card: TeacherCard, siblings: Sequence[Cell], path: Path) -> None:
+    """Raise a `UserError` if students of other seeds had another assistant than that of `card`.
+
+    Training an assistant anew, on another machine, gives another policy.
+    """
+    others = {cell.policy_sha256 for cell in siblings} - {card.weights_sha256}
+    if others:
+        taught_by = ", ".join(sorted(sha256[:12] or "an unknown one" for sha256 in others))
+        raise UserError(
+            f"{path}: policy_sha256: the assistant under {RUNS} is {card.weights_sha256[:12]}, "
+            f"and cells of other seeds have {taught_by}; bring that policy back, or remove those "
+            "cells and compute all seeds again"
+        )
+
+
+def _bound_folder(inputs: dict[str, Any]) -> Path:
+    return run_folder(f"{inputs['task'].replace('/', '_')}-bound", inputs)
 
 
 def _played(

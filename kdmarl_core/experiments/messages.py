@@ -11,10 +11,11 @@ from kdmarl_core.bundle import FORMATS, UNDISTURBED, Disturbance
 from kdmarl_core.experiments import scores
 from kdmarl_core.experiments.cells import Cell
 from kdmarl_core.experiments.plan import Messages
-from kdmarl_core.metrics import normalised_retention, percent
+from kdmarl_core.metrics import Interval, percent
 from kdmarl_core.team import Team
 
 BOUND = "bound without messages"
+HEARING = "bound that hears what all sense, at once"
 HEADER = ("variant", "bits per robot and step", "bits/s", "score", "seeds", "retention %")
 
 
@@ -44,6 +45,19 @@ class Played(NamedTuple):
     students: tuple[Cell, ...]
 
 
+class Known(NamedTuple):
+    """What a team's students are compared with, where it has been computed."""
+
+    teacher: Cell | None = None
+    random: Cell | None = None
+    bound: Cell | None = None  # of silent robots
+    hearing: Cell | None = None  # of robots that hear what all sense, in the same step
+
+    def retention(self, players: Sequence[Cell]) -> Interval | None:
+        """What students or a bound keep of the teacher's score."""
+        return scores.retention(players, self.teacher, self.random)
+
+
 def cases(plan: Messages, team: str, variant: str) -> dict[Case, Disturbance]:
     """What is played with the students of a variant."""
     found = {Case(variant, ""): UNDISTURBED}
@@ -59,46 +73,42 @@ def bits_per_step(team: Team) -> int:
     return max((spec.size * FORMATS[spec.format].bits for spec in told), default=0)
 
 
-def page_rows(
-    found: Sequence[Played], teacher: Cell | None, random: Cell | None
-) -> list[list[str]]:
-    """One line per case."""
-    lines = []
-    for played in found:
-        kept = scores.retention(played.students, teacher, random)
-        lines.append(
-            [
-                played.case.name,
-                str(played.bits_per_step),
-                f"{played.bits_per_second:g}",
-                scores.score(played.students),
-                str(len(played.students) or ""),
-                percent(kept) if kept else "",
-            ]
-        )
+def page_rows(found: Sequence[Played], known: Known) -> list[list[str]]:
+    """One line per case, and one per bound."""
+    lines = [
+        [
+            played.case.name,
+            str(played.bits_per_step),
+            f"{played.bits_per_second:g}",
+            *_result(played.students, known),
+        ]
+        for played in found
+    ]
+    for name, bound in ((BOUND, known.bound), (HEARING, known.hearing)):
+        if bound is not None:
+            lines.append([name, "", "", *_result((bound,), known)])
     return lines
 
 
+def _result(players: Sequence[Cell], known: Known) -> list[str]:
+    kept = known.retention(players)
+    return [scores.score(players), str(len(players) or ""), percent(kept) if kept else ""]
+
+
 def summary(
-    team: str,
-    found: Sequence[Played],
-    variants: Sequence[str],
-    teacher: Cell | None,
-    random: Cell | None,
-    bound: Cell | None,
+    team: str, found: Sequence[Played], variants: Sequence[str], known: Known
 ) -> list[str]:
     """One line: what a team keeps in each of these variants, and the bound without messages."""
     students = {
         played.case.variant: played.students for played in found if not played.case.disturbance
     }
-    players = [*(students.get(name, ()) for name in variants), (bound,) if bound else ()]
-    kept = [scores.retention(cells, teacher, random) for cells in players]
+    players = [*(students.get(name, ()) for name in variants)]
+    players += [(known.bound,)] if known.bound else []
+    kept = [known.retention(cells) for cells in players]
     return [team, *(f"{100 * share.value:.1f}" if share else "" for share in kept)]
 
 
-def figures(
-    team: str, found: Sequence[Played], teacher: Cell | None, random: Cell | None
-) -> list[dict[str, Any]]:
+def figures(team: str, found: Sequence[Played], known: Known) -> list[dict[str, Any]]:
     """The same for programs, where students have been distilled."""
     return [
         {
@@ -110,19 +120,12 @@ def figures(
             "retention": kept and kept._asdict(),
         }
         for played in found
-        for kept in [scores.retention(played.students, teacher, random)]
+        for kept in [known.retention(played.students)]
         if played.students
     ]
 
 
-def draw(
-    title: str,
-    found: Sequence[Played],
-    teacher: Cell | None,
-    random: Cell | None,
-    bound: Cell | None,
-    path: Path,
-) -> None:
+def draw(title: str, found: Sequence[Played], known: Known, path: Path) -> None:
     """Retention against bits per second, with the bound without messages, as PNG."""
     from matplotlib.figure import Figure
 
@@ -132,7 +135,7 @@ def draw(
     axes = figure.add_subplot()
     there: Counter[float] = Counter()  # points of one rate, whose names go to both sides in turn
     for played in found:
-        kept = scores.retention(played.students, teacher, random)
+        kept = known.retention(played.students)
         if kept is None or played.case.disturbance:
             continue
         value, low, high = (100 * part for part in kept)
@@ -156,13 +159,13 @@ def draw(
         )
     most = max((played.bits_per_second for played in found), default=0.0)
     end = 1.15 * most + 1
-    if bound and teacher and random:
-        share = normalised_retention(bound.scores, teacher.scores, random.scores)
+    for name, bound in ((BOUND, known.bound), (HEARING, known.hearing)):
+        share = known.retention((bound,)) if bound else None
         if share is not None:
             height = 100 * share.value
             axes.axhline(height, color="#aa3377", linestyle="--", linewidth=1)
             # On the right, away from what silence keeps.
-            axes.annotate(f"{BOUND} ", (end, height), fontsize=8, ha="right", va="bottom")
+            axes.annotate(f"{name} ", (end, height), fontsize=8, ha="right", va="bottom")
     axes.set(title=title, xlabel="bits per second and robot", ylabel="retention, %")
     axes.set_xlim(-0.03 * most - 1, end)
     axes.grid(visible=True, color="#eeeeee")

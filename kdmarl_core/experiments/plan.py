@@ -51,6 +51,7 @@ class Variant:
     team: tuple[str, ...] = ()  # changes of its file
     recipe: tuple[str, ...] = ()  # changes of its recipe
     without: tuple[str, ...] = ()  # terms that are off in both phases
+    assisted: bool = False  # by the policy of the bound of what the team senses and hears
 
 
 @dataclass(frozen=True)

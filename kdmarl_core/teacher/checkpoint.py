@@ -43,8 +43,7 @@ def recipe_hash(recipe: object, spec: TaskSpec, team: Team | None) -> str:
     """A hash of recipe, opponent and restriction: a run is only resumed with what began it."""
     record: list[Any] = [dataclasses.asdict(recipe), spec.fixture_sha256]  # type: ignore[call-overload]
     if team is not None:
-        restriction = team.restriction()
-        record.append({agent: dataclasses.asdict(sensed) for agent, sensed in restriction.items()})
+        record.append({agent: own.record() for agent, own in team.restriction().items()})
     return fingerprint(record)
 
 

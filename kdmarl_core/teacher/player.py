@@ -17,10 +17,9 @@ class TeacherPlayer:
     def __init__(self, teacher: Teacher, spec: TaskSpec) -> None:
         self._teacher = teacher
         self._sensors = team_sensors(teacher.team) if teacher.team else []
-        reads, agents = teacher.reads, spec.num_agents
-        restricted = isinstance(reads, RestrictedReads)
-        width = reads.size - agents if restricted else spec.observation_size
-        self._padded = torch.zeros(agents, width)
+        reads = teacher.reads
+        width = reads.sensed if isinstance(reads, RestrictedReads) else spec.observation_size
+        self._padded = torch.zeros(spec.num_agents, width)
         self._mask = torch.zeros(spec.num_agents, spec.num_actions, dtype=torch.bool)
         self._past, self._begins = teacher.no_past(1), True
 

@@ -58,12 +58,26 @@ class FullReads:
 
 
 class RestrictedReads:
-    """What the students of a team's robots would read, and a one-hot index: robots differ."""
+    """What the students of a team's robots would read, and a one-hot index: robots differ.
+
+    Of robots that tell each other something also what all those sense whom a robot hears: as much
+    as any message could tell, and at once.
+    """
 
     def __init__(self, team: Team) -> None:
         self._restriction = Restriction(team)
-        self._agent_index = torch.eye(len(team.robots))
-        self.size = max(self._restriction.sizes) + len(team.robots)
+        robots = len(team.robots)
+        self._agent_index = torch.eye(robots)
+        names = [robot.name for robot in team.robots]
+        self._hears = torch.tensor(
+            [
+                [float(name in [peer.robot for peer in robot.peers]) for name in names]
+                for robot in team.robots
+            ]
+        )
+        self.sensed = max(self._restriction.sizes)  # features of one robot
+        heard = robots if self._hears.any() else 0
+        self.size = self.sensed * (1 + heard) + robots
 
     def draw(self, episodes: int, generator: torch.Generator) -> Tensor | None:
         """As `Reads`."""
@@ -75,5 +89,9 @@ class RestrictedReads:
         return self.indexed(self._restriction.inputs(observation, visible))
 
     def indexed(self, sensed: Tensor) -> Tensor:
-        """Inputs of what robots sense, zero-padded [..., N, I - N]."""
-        return torch.cat([sensed, self._agent_index.expand(*sensed.shape[:-1], -1)], -1)
+        """Inputs of what robots sense, zero-padded [..., N, `sensed`]."""
+        parts = [sensed, self._agent_index.expand(*sensed.shape[:-1], -1)]
+        if self._hears.any():
+            heard = sensed[..., None, :, :] * self._hears[..., None]
+            parts.insert(1, heard.flatten(-2))
+        return torch.cat(parts, -1)

@@ -56,8 +56,8 @@ class TeacherCost(NamedTuple):
 class Teacher(nn.Module):
     """Actor pi_T with parameters shared by all agents, and critic V_T on the joint state.
 
-    Of a team, the actor reads what the robots sense and nothing else. Trained like that it teaches
-    nobody, but shows what can be done under the team's restriction: its bound.
+    Of a team, the actor reads what the robots sense and hear (`RestrictedReads`) and nothing else.
+    Trained like that it shows what can be done under the team's restriction: its bound.
     """
 
     def __init__(
@@ -178,13 +178,19 @@ class TeacherCard:
     fixture_sha256: str = ""  # `TaskSpec.fixture_sha256`: the opponent that it has met
 
 
-def save_teacher(teacher: Teacher, card: TeacherCard, folder: Path, *, overwrite: bool) -> None:
-    """Write weights (safetensors) and card (JSON) so that both appear at once."""
+def save_teacher(
+    teacher: Teacher, card: TeacherCard, folder: Path, *, overwrite: bool
+) -> TeacherCard:
+    """Write weights (safetensors) and card (JSON) so that both appear at once.
+
+    Returns the card with the weights' SHA-256.
+    """
     content = save({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()})
     card = dataclasses.replace(card, weights_sha256=hashlib.sha256(content).hexdigest())
     with atomic_folder(folder, CARD, overwrite=overwrite) as temporary:
         (temporary / WEIGHTS).write_bytes(content)
         (temporary / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    return card
 
 
 def read_card(folder: Path) -> TeacherCard:
