@@ -34,7 +34,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--assistant",
         metavar="DIR",
-        help="learn from this policy of `kdmarl train --team`, which senses what the robots do, and hears",
+        help="learn from this policy of `kdmarl train --team`, "
+        "which senses what the robots do, and those whom they hear",
     )
     parser.add_argument("--recipe", metavar="FILE", help="default: the team file's recipe")
     parser.add_argument(
