@@ -51,18 +51,12 @@ def normalised_retention(
         return None
     rng = np.random.default_rng(seed)
     trained = [students] if isinstance(students, np.ndarray) else list(students)
-    episodes = len(teacher)
-    paired = all(len(values) == episodes for values in (random, *trained))
-    draws = np.empty((BOOTSTRAP_DRAWS, 3))
-    for i in range(BOOTSTRAP_DRAWS):
-        rows = rng.integers(episodes, size=episodes)
-
-        def drawn(values: Returns, rows: npt.NDArray[np.int64] = rows) -> float:
-            index = rows if paired else rng.integers(len(values), size=len(values))
-            return float(values[index].mean())
-
-        draws[i] = np.mean([drawn(values) for values in trained]), drawn(teacher), drawn(random)
-    gained, possible = draws[:, 0] - draws[:, 2], draws[:, 1] - draws[:, 2]
+    if all(len(values) == len(teacher) for values in (random, *trained)):
+        draws = _drawn_means(np.stack([np.mean(trained, 0), teacher, random]), rng)
+    else:
+        own = [_drawn_means(values[None], rng) for values in (*trained, teacher, random)]
+        draws = np.concatenate([np.mean(own[:-2], 0), *own[-2:]])
+    gained, possible = draws[0] - draws[2], draws[1] - draws[2]
     known = (gained != 0) | (possible != 0)
     with np.errstate(divide="ignore"):
         shares = gained[known] / possible[known]
@@ -83,10 +77,23 @@ def mean_difference(ones: Sequence[Returns], others: Sequence[Returns], seed: in
     rng = np.random.default_rng(seed)
     one, other = np.stack(ones), np.stack(others)
     differences = one.mean(0) - other.mean(0)  # of each episode
-    rows = rng.integers(len(differences), size=(BOOTSTRAP_DRAWS, len(differences)))
-    low, high = np.percentile(differences[rows].mean(1), [2.5, 97.5])
+    low, high = np.percentile(_drawn_means(differences[None], rng), [2.5, 97.5])
     over_episodes = Interval(float(differences.mean()), float(low), float(high))
     return _over_seeds(over_episodes, one.mean(1), other.mean(1))
+
+
+def _drawn_means(values: Returns, rng: np.random.Generator) -> Returns:
+    """Bootstrap: means [P, draws] of episodes drawn with replacement, for all players [P, E] alike.
+
+    Not all at once: a million drawn episodes take a few megabytes.
+    """
+    episodes = values.shape[1]
+    at_once = max(1, 1_000_000 // episodes)
+    parts = []
+    for first in range(0, BOOTSTRAP_DRAWS, at_once):
+        draws = min(at_once, BOOTSTRAP_DRAWS - first)
+        parts.append(values[:, rng.integers(episodes, size=(draws, episodes))].mean(-1))
+    return np.concatenate(parts, -1)
 
 
 def _over_seeds(over_episodes: Interval, *groups: Returns) -> Interval:
