@@ -83,7 +83,7 @@ def mean_difference(ones: Sequence[Returns], others: Sequence[Returns], seed: in
 
 
 def _drawn_means(values: Returns, rng: np.random.Generator) -> Returns:
-    """Bootstrap: means [P, draws] of episodes drawn with replacement, for all players [P, E] alike.
+    """Means [P, draws] of episodes drawn with replacement (bootstrap), the same of all players.
 
     Not all at once: a million drawn episodes take a few megabytes.
     """

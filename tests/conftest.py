@@ -52,15 +52,22 @@ def _compiled_once(tmp_path_factory):
         yield
 
 
+_made = {}  # simulators by task, opponent and size
+
+
 @pytest.fixture(scope="module")
 def simulators_made_once():
-    """Where every rollout begins with new episodes, nothing passes from one user to the next."""
-    original, made = MpeTask.make_batch, {}
+    """Where every rollout begins with new episodes, nothing passes from one user to the next.
+
+    Not even between modules, which share what has been made.
+    """
+    original = MpeTask.make_batch
 
     def make_batch(task, num_envs):
-        if num_envs not in made:
-            made[num_envs] = original(task, num_envs)
-        return made[num_envs]
+        key = task.spec.name, task.spec.fixture_sha256, num_envs
+        if key not in _made:
+            _made[key] = original(task, num_envs)
+        return _made[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MpeTask, "make_batch", make_batch)

@@ -41,6 +41,8 @@ from kdmarl_core.teacher.teacher import Teacher, load_bound
 from kdmarl_core.team import load_team
 from kdmarl_ros.cli import main
 
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
 ROLES = 3
 
 

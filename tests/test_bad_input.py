@@ -30,6 +30,8 @@ from kdmarl_core.bundle import MANIFEST, MODEL, write_bundle
 from kdmarl_core.teacher.teacher import CARD, WEIGHTS, read_tensors
 from kdmarl_ros.deployment import plan_swarm
 
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
 BLOCKS = [("velocity", 2), ("position", 2), ("landmarks", 6), ("others", 4)]
 NODE = "/robot_1/policy"
 PARAMETERS = {"ros__parameters": {"mode": "lock_step", "timeout_s": 0.5}}

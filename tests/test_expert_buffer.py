@@ -27,6 +27,8 @@ from kdmarl_core.teacher.returns import gae
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.team import SensedBlocks
 
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
 SPEC = make_task(TASK).spec
 ROLES = DISTILLATION_RECIPE["roles"]
 BFLOAT16 = {"atol": 0.05, "rtol": 0.02}  # the teacher labels at this precision

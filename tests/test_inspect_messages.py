@@ -15,6 +15,8 @@ from kdmarl_core.inspect_messages import probe
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.team import load_bundles, load_team
 
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
 
 def test_inspection_tells_what_links_are_worth(tmp_path, kdmarl):
     team_file = write_yaml(tmp_path / "team.yaml", TALKING_TEAM)

@@ -42,6 +42,8 @@ from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.team import load_bundles, load_team
 
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
 LIMITED = {
     "base": "simple_spread_lh",
     "defaults": {

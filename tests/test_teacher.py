@@ -49,6 +49,8 @@ from kdmarl_core.teacher.teacher import (
 from kdmarl_core.teacher.train import train
 from kdmarl_core.team import load_team
 
+pytestmark = pytest.mark.usefixtures("simulators_made_once")
+
 ITERATIONS = 4  # of TRAINING_RECIPE
 
 
