@@ -2,8 +2,9 @@
 
 A link (a sender and one receiver) is tampered with while the team plays the same seeded episodes:
 cut, frozen at the first message of the episode, or shuffled (the message of the same step of
-another episode). What the return loses by it is what that link is worth. A linear probe, fitted on
-half of the episodes and scored on the other half, tells what can be read from a message.
+another episode). What the score loses by it (wins where episodes can be won, else the return) is
+what that link is worth. A linear probe, fitted on half of the episodes and scored on the other
+half, tells what can be read from a message.
 
 Shapes: `S` samples, `M` values of a message, `F` features to be read.
 """
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from kdmarl_core.bundle import BundlePolicy, Inbox
 from kdmarl_core.bundle.messages import decode
-from kdmarl_core.evaluate import BundlePlayer, play, returns
+from kdmarl_core.evaluate import BundlePlayer, play, scores
 from kdmarl_core.metrics import Interval, mean_difference
 from kdmarl_core.tasks import View
 from kdmarl_core.team import Team
@@ -41,7 +42,7 @@ class Loss(NamedTuple):
 
     link: Link
     tampering: str
-    change: Interval  # of the mean return, against episodes that nobody tampered with
+    change: Interval  # of the mean score, against episodes that nobody tampered with
 
 
 class Readable(NamedTuple):
@@ -55,7 +56,7 @@ class Readable(NamedTuple):
 class Recorded(NamedTuple):
     """Episodes as they were played."""
 
-    returns: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
     told: list[list[dict[str, bytes]]]  # by episode and step
     views: list[list[View]]
 
@@ -107,7 +108,7 @@ def record(team: Team, policies: Sequence[BundlePolicy], episodes: int, seed: in
     """Play untampered."""
     player = _Player(policies, team)
     played = list(play(team.task.make_reference(), player, episodes, seed))
-    return Recorded(returns(played), player.told, player.views)
+    return Recorded(scores(played), player.told, player.views)
 
 
 def worth(
@@ -118,11 +119,11 @@ def worth(
     plain: Recorded,
     seed: int,
 ) -> Loss:
-    """What the return loses when a link is tampered with, one of `TAMPERINGS`."""
+    """What the score loses when a link is tampered with, one of `TAMPERINGS`."""
     player = _Player(policies, team)
     player.link, player.tampering, player.others = link, tampering, plain.told
-    played = list(play(team.task.make_reference(), player, len(plain.returns), seed))
-    return Loss(link, tampering, mean_difference([returns(played)], [plain.returns]))
+    played = list(play(team.task.make_reference(), player, len(plain.scores), seed))
+    return Loss(link, tampering, mean_difference([scores(played)], [plain.scores]))
 
 
 def readable(team: Team, sender: str, plain: Recorded) -> list[Readable]:
@@ -187,7 +188,9 @@ def probe(
     return np.where(live, 1 - error / np.where(live, variance, 1.0), np.nan)
 
 
-def draw(title: str, losses: Sequence[Loss], read: Sequence[Readable], path: Path) -> None:
+def draw(
+    title: str, measure: str, losses: Sequence[Loss], read: Sequence[Readable], path: Path
+) -> None:
     """What each link is worth, and what can be read from each sender's messages, as PNG."""
     from matplotlib.figure import Figure
 
@@ -212,7 +215,7 @@ def draw(title: str, losses: Sequence[Loss], read: Sequence[Readable], path: Pat
         )
     worths.set_yticks(range(len(told)), [f"{link.sender} to {link.receiver}" for link in told])
     worths.invert_yaxis()
-    worths.set(title=f"{title}: what a link is worth", xlabel="return lost")
+    worths.set(title=f"{title}: what a link is worth", xlabel=f"{measure} lost")
     worths.legend(frameon=False)
 
     by_block: dict[tuple[str, str], list[float]] = {}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import DISTILLATION_RECIPE, TALKING_TEAM, make_teacher, opinionated, write_yaml
 
+from kdmarl_core.distil import run as distil_run
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.run import Work, export, write_team
 from kdmarl_core.distil.student import StudentTeam
@@ -36,7 +37,7 @@ def test_inspection_tells_what_links_are_worth(tmp_path, kdmarl):
     assert all(entry["share"] <= 1 for entry in found["readable"])
     player = BundlePlayer(load_bundles(team, tmp_path / "b"), team)
     plain = [e.team_return for e in play(team.task.make_reference(), player, 6, 0)]
-    assert found["return"] == pytest.approx(np.mean(plain))
+    assert (found["measure"], found["score"]) == ("return", pytest.approx(np.mean(plain)))
     assert any(entry["change"]["value"] != 0 for entry in found["links"])
     # What was found is printed though the picture cannot be written.
     lost = kdmarl(*command, "--episodes", "6", "--json", "--picture", picture / "none.png")
@@ -49,6 +50,23 @@ def test_inspection_tells_what_links_are_worth(tmp_path, kdmarl):
     silent = kdmarl("inspect", "--team", "simple_spread_lh")
     assert silent.code == 2
     assert "nobody tells anybody" in silent.err
+
+
+def test_where_episodes_can_be_won_links_are_worth_wins(tmp_path, kdmarl, monkeypatch):
+    """Beginners lose all of them, though they do some harm: there is no win to be lost."""
+    monkeypatch.setattr(distil_run, "CHECKED_EPISODES", 6)  # as other tests' simulators
+    document = {"base": "smax_3m_lh", "defaults": {"messages": {"size": 1, "to": ["robot_0"]}}}
+    document["robots"] = {"robot_0": {"messages": None}}
+    team_file = write_yaml(tmp_path / "team.yaml", document)
+    team = load_team(str(team_file))
+    recipe = from_mapping(Recipe, DISTILLATION_RECIPE, "recipe")
+    work = Work(team, *make_teacher(team.task.spec), recipe, 0)
+    write_team(export(work, opinionated(StudentTeam(team))), None, tmp_path / "b", overwrite=False)
+    command = ["inspect", "--team", team_file, "--bundles", tmp_path / "b", "--episodes", "2"]
+    found = json.loads(kdmarl(*command, "--json").out)
+    assert (found["measure"], found["score"]) == ("wins", 0.0)
+    assert {tuple(entry["change"].values()) for entry in found["links"]} == {(0.0, 0.0, 0.0)}
+    assert "change of the wins of 0.0 %, in points, 2 episodes" in kdmarl(*command).out
 
 
 def test_a_probe_reads_what_is_there_and_nothing_else():

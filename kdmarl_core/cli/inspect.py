@@ -68,21 +68,20 @@ def inspect_command(arguments: argparse.Namespace) -> None:
     told = {link.sender for link in links}
     senders = [robot.name for robot in team.robots if robot.name in told]
     read = [entry for sender in senders for entry in messages.readable(team, sender, plain)]
-    mean_return = float(plain.returns.mean())
+    score, can_be_won = float(plain.scores.mean()), team.task.spec.can_be_won
+    measure = "wins" if can_be_won else "return"
     if arguments.json:
-        print_json(_figures(mean_return, losses, read))
+        print_json({"measure": measure, "score": score} | _figures(losses, read))
     else:
-        title = f"change of the return of {mean_return:.2f}, {arguments.episodes} episodes"
-        _print(title, losses, read)
+        of = f"{100 * score:.1f} %, in points" if can_be_won else f"{score:.2f}"
+        title = f"change of the {measure} of {of}, {arguments.episodes} episodes"
+        _print(title, losses, read, unit=0.01 if can_be_won else 1.0)
     if arguments.picture:  # last: what has been found is not lost if it cannot be written
-        messages.draw(team.name, losses, read, Path(arguments.picture))
+        messages.draw(team.name, measure, losses, read, Path(arguments.picture))
 
 
-def _figures(
-    mean_return: float, losses: Sequence[Loss], read: Sequence[Readable]
-) -> dict[str, Any]:
+def _figures(losses: Sequence[Loss], read: Sequence[Readable]) -> dict[str, Any]:
     return {
-        "return": mean_return,
         "links": [
             {
                 **loss.link._asdict(),
@@ -95,12 +94,12 @@ def _figures(
     }
 
 
-def _print(title: str, losses: Sequence[Loss], read: Sequence[Readable]) -> None:
+def _print(title: str, losses: Sequence[Loss], read: Sequence[Readable], *, unit: float) -> None:
     from kdmarl_core.inspect_messages import TAMPERINGS
 
     by_link: dict[Link, list[str]] = {}
     for loss in losses:
-        value, low, high = loss.change
+        value, low, high = (part / unit for part in loss.change)
         by_link.setdefault(loss.link, []).append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
     rows = [[*link, *changes] for link, changes in by_link.items()]
     print_table(title, ["sender", "receiver", *TAMPERINGS], rows)
