@@ -40,6 +40,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
         self._active = False  # set by `_activate` and `_deactivate`
         self._refusal: UserError | None = None  # of a transition
         self._failure = ""  # why it is not active, since it was last configured or activated
+        self._stop = Stop()  # the one that it runs with
 
     @property
     def default_callback_group(self) -> MessagesFirst:
@@ -64,9 +65,14 @@ class ManagedNode(LifecycleNode, abc.ABC):
 
     def run(self, stop: Stop) -> None:
         """Start, then spin until asked to stop."""
+        self._stop = stop
         executor = SingleThreadedExecutor()
         executor.add_node(self)
-        self.start()
+        try:
+            self.start()
+        except UserError:
+            if not stop.requested:  # else nobody waits for the reason
+                raise
         spinner = PunctualSpinner(executor)
         while not stop.requested:
             self.safely(spinner.spin_once, self._callback_group.wait_s())

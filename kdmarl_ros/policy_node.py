@@ -317,6 +317,8 @@ class PolicyNode(ManagedNode):
             named = bool(others) and not any(graph.UNKNOWN in name for name in others)
             if named or time.monotonic() > self._knows_peers_s:
                 return others
+            if self._stop.requested:
+                raise UserError(f"{topic}: asked to end before it was known who publishes there")
             time.sleep(LEAST_CHECK_S)
 
     def _deactivate(self) -> None:

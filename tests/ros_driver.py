@@ -54,6 +54,16 @@ def another(sensors, name, kind, topic, profile, *, publishes=True):
         rclpy.shutdown(context=context)
 
 
+def until_said(child, words, timeout_s=60):
+    """Wait until the log of a running process holds some words."""
+    give_up = time.monotonic() + timeout_s
+    while words not in (log := child.log.read_text()):
+        assert time.monotonic() < give_up, log
+        assert child.poll() is None, log
+        time.sleep(0.05)
+    return log
+
+
 class Sensors:
     """Publishes a robot's blocks, hears its actions and diagnostics."""
 

@@ -7,11 +7,11 @@ import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State
-from ros_driver import ROBOT, another, driving, observations
+from ros_driver import ROBOT, another, driving, observations, until_said
 from std_msgs.msg import String
 
 from kdmarl_core.bundle import load_policy
-from kdmarl_ros import qos
+from kdmarl_ros import graph, qos
 from kdmarl_ros.msg import AgentAction, FeatureBlock
 
 pytestmark = pytest.mark.ros
@@ -73,6 +73,16 @@ def test_a_second_policy_for_the_same_robot(sensors, node):
     sensors.until_reported(f"/{ROBOT}/action: /{ROBOT}/policy publishes there, too", level=ERROR)
     third.terminate()
     assert third.wait(timeout=30) == 0
+
+
+def test_who_waits_to_know_its_rivals_can_be_ended(module_domain, start_shared_node, bundles):
+    waiting = start_shared_node(
+        "policy_node", "-r", "__ns:=/alone", "-p", f"bundle:={bundles / ROBOT}", "-p", f"robot:={ROBOT}",
+        "-p", "sole_publisher:=true",
+    )  # fmt: skip
+    until_said(waiting, "configured")
+    waiting.terminate()
+    assert waiting.wait(timeout=graph.DISCOVERY_S / 2) == 0
 
 
 def test_others_who_come_and_go_cost_no_answer(sensors):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import rclpy
+from ros_driver import until_said
 
 from kdmarl_core.bundle import MODEL
 from kdmarl_core.bundle.signing import make_keys, read_private_key, sign_bundle
@@ -57,16 +58,6 @@ def said(child):
     child.wait(timeout=60)
     log = child.log.read_text()
     assert child.returncode == 2, log
-    return log
-
-
-def until_said(child, words, timeout_s=60):
-    """Wait until the log of a running process holds some words."""
-    give_up = time.monotonic() + timeout_s
-    while words not in (log := child.log.read_text()):
-        assert time.monotonic() < give_up, log
-        assert child.poll() is None, log
-        time.sleep(0.05)
     return log
 
 
