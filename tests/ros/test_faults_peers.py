@@ -77,8 +77,8 @@ def test_a_second_policy_for_the_same_robot(sensors, node):
 
 def test_who_waits_to_know_its_rivals_can_be_ended(module_domain, start_shared_node, bundles):
     waiting = start_shared_node(
-        "policy_node", "-r", "__ns:=/alone", "-p", f"bundle:={bundles / ROBOT}", "-p", f"robot:={ROBOT}",
-        "-p", "sole_publisher:=true",
+        "policy_node", "-r", "__ns:=/alone", "-p", f"bundle:={bundles / ROBOT}",
+        "-p", f"robot:={ROBOT}", "-p", "sole_publisher:=true",
     )  # fmt: skip
     until_said(waiting, "configured")
     waiting.terminate()
