@@ -1,6 +1,7 @@
 """Students of an assistant: a big policy with memory that senses what they do, no more."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -30,14 +31,13 @@ from kdmarl_core.distil.on_policy import OnPolicy
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.samples import label
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.errors import UserError
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.architecture import Architecture
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.reads import RestrictedReads
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import Teacher, load_bound
+from kdmarl_core.teacher.teacher import Teacher, load_bound, save_teacher
 from kdmarl_core.team import load_team
 from kdmarl_ros.cli import main
 
@@ -103,7 +103,7 @@ def test_it_judges_by_what_it_saw_and_remembers(assistant, team):
     assert (other - labels.teacher).abs().max() > 1.0
 
 
-def test_one_of_robots_that_talk_reads_what_those_sense_whom_a_robot_hears(team, trained):
+def test_one_of_robots_that_talk_reads_what_those_sense_whom_a_robot_hears(team):
     """All of it, and at once; robot_2 tells robot_0 alone, and nobody else tells anything."""
     talking = load_team(str(team.path), ["robots.robot_2.messages={size: 1, to: [robot_0]}"])
     silent, hearing = RestrictedReads(team), RestrictedReads(talking)
@@ -119,9 +119,20 @@ def test_one_of_robots_that_talk_reads_what_those_sense_whom_a_robot_hears(team,
     heard = read[..., silent.sensed : -3].view(4, 3, 3, silent.sensed)
     assert torch.equal(heard[:, 0, 2], sensed[:, 2])
     assert heard.count_nonzero() == sensed[:, 2].count_nonzero() > 0
-    # One that hears nothing knows less than such students do.
-    with pytest.raises(UserError, match="restriction"):
-        load_bound(trained, talking)
+
+
+def test_one_that_hears_nothing_teaches_robots_that_talk_but_not_the_reverse(
+    team, trained, tmp_path, refusal
+):
+    talking = load_team(str(team.path), ["robots.robot_2.messages={size: 1, to: [robot_0]}"])
+    deaf, card = load_bound(trained, talking)
+    assert deaf.reads.size == RestrictedReads(team).size
+    hearing = Teacher(team.task.spec, card.architecture, talking)
+    card = dataclasses.replace(card, restriction=talking.restriction())
+    save_teacher(hearing, card, tmp_path / "hearing", overwrite=False)
+    loaded, _ = load_bound(tmp_path / "hearing", talking)
+    assert loaded.reads.size == RestrictedReads(talking).size > deaf.reads.size
+    assert "restriction" in refusal(load_bound, tmp_path / "hearing", team)
 
 
 @pytest.mark.parametrize("hears", [True, False])

@@ -91,7 +91,7 @@ def table(kdmarl, tmp_path, monkeypatch):
                     },
                     "2 int8, assistant": {
                         "team": ["defaults.messages={size: 2, to: all}"],
-                        "assisted": True,
+                        "assistant": "hearing",
                     },
                 },
             },

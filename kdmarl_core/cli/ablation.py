@@ -102,7 +102,7 @@ def _variants(
                     plan.episodes,
                     bar,
                     compute=arguments.compute,
-                    assistant=cells.bound_recipe(spec) if variant.assisted else None,
+                    assistant=cells.assistant_of(team, variant.assistant),
                     siblings=by_seed,
                 ),
             )

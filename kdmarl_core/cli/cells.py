@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdmarl_core.bundle import Disturbance
     from kdmarl_core.distil.losses import Terms
     from kdmarl_core.distil.run import Work
-    from kdmarl_core.experiments.cells import Cell
+    from kdmarl_core.experiments.cells import Assistant, Cell
     from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
     from kdmarl_core.team import Team
 
@@ -86,7 +86,7 @@ def students(
     bar: Any,
     *,
     compute: bool,
-    assistant: TeacherRecipe | None = None,
+    assistant: Assistant | None = None,
     siblings: Sequence[Cell] = (),
 ) -> list[Cell | None]:
     """Cells of the same students, which play once for each disturbance of their messages.
@@ -100,7 +100,7 @@ def students(
         episodes: that they play.
         bar: shows progress.
         compute: whether missing cells are computed.
-        assistant: how the policy is trained that stands between teacher and students; None: none.
+        assistant: the policy that stands between teacher and students; None: none.
         siblings: cells of other seeds, whose assistant must be the same policy.
 
     Raises:
@@ -118,8 +118,8 @@ def students(
         label = f"{first.parent.name}-{first.stem}"
         line = bar.add_task(label, total=None, figures="")
         if assistant is not None:
-            report = _training_reporter(bar, line, assistant.iterations)
-            lessons = cells.trained_assistant(work.team, assistant, episodes, report)
+            report = _training_reporter(bar, line, assistant.recipe.iterations)
+            lessons = cells.trained_assistant(assistant, episodes, report)
             cells.refuse_other_assistant(lessons.card, siblings, first)
             work = work._replace(assistant=lessons)
         run = cells.run_folder(label, plain)

@@ -111,7 +111,7 @@ def _team(
     of_bound = cells.bound_recipe(spec)
     known = messages.Known(
         *cells.read_given(plain.task, card, episodes, folder),
-        bound(plain, of_bound, episodes, folder, bar, compute=False),
+        bound(plain.silent(), of_bound, episodes, folder, bar, compute=False),
     )
     found = []
     seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
@@ -121,8 +121,9 @@ def _team(
         team = load_team(name, (*plan.messages.teams[name], *how.team))
         recipe = load_recipe(team.recipe, how.recipe, how.without)
         taught = load_teacher(find_teacher(team.teacher), spec)
-        if how.assisted:
-            hearing = bound(team, of_bound, episodes, folder, bar, compute=arguments.compute)
+        assistant = cells.assistant_of(team, how.assistant)
+        if assistant is not None and assistant.team is team:
+            hearing = bound(*assistant, episodes, folder, bar, compute=arguments.compute)
             known = known._replace(hearing=hearing)
         wanted = messages.cases(plan.messages, name, variant)
         by_case: dict[messages.Case, list[Cell]] = {case: [] for case in wanted}
@@ -136,7 +137,7 @@ def _team(
                 episodes,
                 bar,
                 compute=arguments.compute,
-                assistant=of_bound if how.assisted else None,
+                assistant=assistant,
                 siblings=by_case[next(iter(wanted))],
             )
             for case, cell in zip(wanted, made, strict=True):

@@ -133,7 +133,7 @@ def _row(
                 episodes,
                 bar,
                 compute=kind in arguments.compute,
-                assistant=of_bound if row.assisted else None,
+                assistant=cells.assistant_of(team, "silent" if row.assisted else "none"),
                 siblings=by_seed,
             ),
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,8 +124,22 @@ def teacher_inputs(task: Task, card: TeacherCard, episodes: int) -> dict[str, An
     return common_inputs("teacher", task, episodes) | {"teacher": card.weights_sha256}
 
 
+class Assistant(NamedTuple):
+    """A policy that is to stand between teacher and students, before it is trained."""
+
+    team: Team  # what its robots sense and hear, it does
+    recipe: TeacherRecipe
+
+
+def assistant_of(team: Team, kind: str) -> Assistant | None:
+    """The assistant of a team, by its name in the plan."""
+    if kind == "none":
+        return None
+    return Assistant(team.silent() if kind == "silent" else team, bound_recipe(team.task.spec))
+
+
 def student_inputs(
-    work: Work, episodes: int, assistant: TeacherRecipe | None = None
+    work: Work, episodes: int, assistant: Assistant | None = None
 ) -> dict[str, Any]:
     """Inputs of the cell of a team's students, and of how their assistant is trained."""
     inputs = common_inputs("students", work.team.task, episodes)
@@ -138,7 +152,7 @@ def student_inputs(
     if revisions := work.recipe.revisions:
         inputs["revisions"] = revisions
     if assistant is not None:
-        inputs["assistant"] = bound_inputs(work.team, assistant, episodes)
+        inputs["assistant"] = bound_inputs(*assistant, episodes)
     return inputs
 
 
@@ -255,16 +269,13 @@ def train_bound(
 
 
 def trained_assistant(
-    team: Team,
-    recipe: TeacherRecipe,
-    episodes: int,
-    report: Callable[[int, dict[str, float]], None],
+    assistant: Assistant, episodes: int, report: Callable[[int, dict[str, float]], None]
 ) -> Lessons:
-    """The policy of the restriction's bound, to learn from; trained if it is not there."""
-    folder = _bound_folder(bound_inputs(team, recipe, episodes)) / TEACHER
+    """The policy of a restriction's bound, to learn from; trained if it is not there."""
+    folder = _bound_folder(bound_inputs(*assistant, episodes)) / TEACHER
     if not (folder / CARD).is_file():
-        train_bound(team, recipe, episodes, report)
-    return Lessons(*load_bound(folder, team))
+        train_bound(*assistant, episodes, report)
+    return Lessons(*load_bound(folder, assistant.team))
 
 
 def refuse_other_assistant(card: TeacherCard, siblings: Sequence[Cell], path: Path) -> None:

@@ -51,7 +51,8 @@ class Variant:
     team: tuple[str, ...] = ()  # changes of its file
     recipe: tuple[str, ...] = ()  # changes of its recipe
     without: tuple[str, ...] = ()  # terms that are off in both phases
-    assisted: bool = False  # by the policy of the bound of what the team senses and hears
+    # By the policy of a bound: of what each robot senses, or also of what it hears.
+    assistant: Literal["none", "silent", "hearing"] = "none"
 
 
 @dataclass(frozen=True)

@@ -223,17 +223,20 @@ def load_teacher(folder: Path, spec: TaskSpec) -> tuple[Teacher, TeacherCard]:
 def load_bound(folder: Path, team: Team) -> tuple[Teacher, TeacherCard]:
     """The frozen policy in `folder`, trained under the restriction of `team`.
 
+    It hears what the robots do, or nothing.
+
     Raises:
         UserError: files missing, cut short or altered, or made for another task or restriction.
     """
     card = read_card(folder)
     _refuse_other_task(folder, card, team.task.spec)
-    if card.restriction != team.restriction():
-        raise UserError(
-            f"{folder / CARD}: restriction: is not that of team '{team.name}'; train with "
-            f"--team {team.name}"
-        )
-    return _load(folder, card, Teacher(team.task.spec, card.architecture, team))
+    for known in (team, team.silent()):
+        if card.restriction == known.restriction():
+            return _load(folder, card, Teacher(team.task.spec, card.architecture, known))
+    raise UserError(
+        f"{folder / CARD}: restriction: is not that of team '{team.name}'; train with "
+        f"--team {team.name}"
+    )
 
 
 def _refuse_other_task(folder: Path, card: TeacherCard, spec: TaskSpec) -> None:
