@@ -188,8 +188,22 @@ def probe(
     return np.where(live, 1 - error / np.where(live, variance, 1.0), np.nan)
 
 
+def worths(losses: Sequence[Loss], unit: float) -> list[list[str]]:
+    """One line per link: what its score changes by each tampering, in units."""
+    by_link: dict[Link, list[str]] = {}
+    for loss in losses:
+        value, low, high = (part / unit for part in loss.change)
+        by_link.setdefault(loss.link, []).append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
+    return [[*link, *changes] for link, changes in by_link.items()]
+
+
 def draw(
-    title: str, measure: str, losses: Sequence[Loss], read: Sequence[Readable], path: Path
+    title: str,
+    lost: str,
+    unit: float,
+    losses: Sequence[Loss],
+    read: Sequence[Readable],
+    path: Path,
 ) -> None:
     """What each link is worth, and what can be read from each sender's messages, as PNG."""
     from matplotlib.figure import Figure
@@ -197,26 +211,26 @@ def draw(
     from kdmarl_core.pictures import save_png
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    worths, shares = figure.subplots(1, 2)
+    bars, shares = figure.subplots(1, 2)
     told = list(dict.fromkeys(loss.link for loss in losses))
     height = 0.8 / len(TAMPERINGS)
     for index, (tampering, colour) in enumerate(zip(TAMPERINGS, COLOURS, strict=True)):
         changes = [loss.change for loss in losses if loss.tampering == tampering]
-        worths.barh(
+        bars.barh(
             [row + (index - 1) * height for row in range(len(told))],
-            [-change.value for change in changes],
+            [-change.value / unit for change in changes],
             height,
             xerr=[
-                [change.high - change.value for change in changes],
-                [change.value - change.low for change in changes],
+                [(change.high - change.value) / unit for change in changes],
+                [(change.value - change.low) / unit for change in changes],
             ],
             label=tampering,
             color=colour,
         )
-    worths.set_yticks(range(len(told)), [f"{link.sender} to {link.receiver}" for link in told])
-    worths.invert_yaxis()
-    worths.set(title=f"{title}: what a link is worth", xlabel=f"{measure} lost")
-    worths.legend(frameon=False)
+    bars.set_yticks(range(len(told)), [f"{link.sender} to {link.receiver}" for link in told])
+    bars.invert_yaxis()
+    bars.set(title=f"{title}: what a link is worth", xlabel=lost)
+    bars.legend(frameon=False)
 
     by_block: dict[tuple[str, str], list[float]] = {}
     for entry in read:

@@ -233,6 +233,11 @@ class Team:
         """The team that its students were distilled for."""
         return self.lender or self
 
+    @property
+    def talks(self) -> bool:
+        """Whether any robot hears another."""
+        return any(robot.peers for robot in self.robots)
+
     def restriction(self) -> dict[str, SensedBlocks]:
         """What each agent's robot senses: whatever its students, all that a bound depends on."""
         agents = {robot.name: robot.agent.name for robot in self.robots}

@@ -59,7 +59,7 @@ _made = {}  # simulators by task, opponent and size
 def simulators_made_once():
     """Where every rollout begins with new episodes, nothing passes from one user to the next.
 
-    Not even between modules, which share what has been made.
+    Not even between modules, which share what has been made of MPE.
     """
     original = MpeTask.make_batch
 

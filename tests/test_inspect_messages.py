@@ -12,7 +12,8 @@ from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.run import Work, export, write_team
 from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.evaluate import BundlePlayer, play
-from kdmarl_core.inspect_messages import probe
+from kdmarl_core.inspect_messages import Link, Loss, probe, worths
+from kdmarl_core.metrics import Interval
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.team import load_bundles, load_team
 
@@ -67,6 +68,11 @@ def test_where_episodes_can_be_won_links_are_worth_wins(tmp_path, kdmarl, monkey
     assert (found["measure"], found["score"]) == ("wins", 0.0)
     assert {tuple(entry["change"].values()) for entry in found["links"]} == {(0.0, 0.0, 0.0)}
     assert "change of the wins of 0.0 %, in points, 2 episodes" in kdmarl(*command).out
+
+
+def test_wins_are_told_in_points():
+    change = Loss(Link("a", "b"), "cut", Interval(-0.125, -0.25, 0.0))
+    assert worths([change], 0.01) == [["a", "b", "-12.50 [-25.00, +0.00]"]]
 
 
 def test_a_probe_reads_what_is_there_and_nothing_else():

@@ -93,6 +93,10 @@ def table(kdmarl, tmp_path, monkeypatch):
                         "team": ["defaults.messages={size: 2, to: all}"],
                         "assistant": "hearing",
                     },
+                    "2 int8, deaf assistant": {
+                        "team": ["defaults.messages={size: 2, to: all}"],
+                        "assistant": "silent",
+                    },
                 },
             },
             "disturbances": {"all lost": {"loss": 1.0}, "2 steps late": {"delay_steps": 2}},
@@ -134,8 +138,9 @@ def test_what_is_computed_stays(table, tmp_path):
     results = tmp_path / "work" / "results" / "mpe_simple_spread"
     card = json.loads((tmp_path / "teacher" / CARD).read_text())
     teacher = f"teacher-{card['weights_sha256'][:8]}"
+    [bound] = (path.stem for path in results.glob("bound-groups-*.json"))
     assert sorted(path.stem for path in results.iterdir()) == [
-        "LH_groups-assisted-0", "LH_groups-students-0", "bound-groups", "random", teacher
+        "LH_groups-assisted-0", "LH_groups-students-0", bound, "random", teacher
     ]  # fmt: skip
     changed_at = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert rows(table("--json", *asked)) == first  # nothing again
@@ -148,9 +153,9 @@ def test_what_is_computed_stays(table, tmp_path):
     cells = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
     assert "assistant" not in cells["LH_groups-students-0"]["inputs"]
     assistant = cells["LH_groups-assisted-0"]["inputs"]["assistant"]
-    assert assistant == cells["bound-groups"]["inputs"]
-    assert cells["bound-groups"]["policy_sha256"] == cells["LH_groups-assisted-0"]["policy_sha256"]
-    assert cells["bound-groups"]["policy_sha256"]
+    assert assistant == cells[bound]["inputs"]
+    assert cells[bound]["policy_sha256"] == cells["LH_groups-assisted-0"]["policy_sha256"]
+    assert cells[bound]["policy_sha256"]
     assert not cells["LH_groups-students-0"]["policy_sha256"]
     for row, kind in (
         (first["LH groups", False], "students"),
@@ -165,22 +170,32 @@ def test_what_is_computed_stays(table, tmp_path):
         assert row["retention"]["value"] == pytest.approx(expected.value)
 
 
-def test_seeds_of_other_assistants_are_not_mixed(table, tmp_path):
+def test_students_of_other_assistants_are_not_mixed(table, tmp_path):
+    """Nor held against the bound of another policy; those of unknown ones are computed again."""
     asked = ("--settings", "LH groups", "--compute", "assisted", "--json")
-    first = rows(table(*asked, "--seeds", "1"))
-    path = tmp_path / "work" / "results" / "mpe_simple_spread" / "LH_groups-assisted-0.json"
-    whole = path.read_text()
-    for other, said in (("ab" * 32, "ab" * 6), ("", "an unknown one")):
-        path.write_text(json.dumps(json.loads(whole) | {"policy_sha256": other}))
-        done = table(*asked)
+    rows(table(*asked, "--seeds", "1"))
+    results = tmp_path / "work" / "results" / "mpe_simple_spread"
+    path = results / "LH_groups-assisted-0.json"
+    whole = json.loads(path.read_text())
+
+    def told(*arguments):
+        done = table(*arguments)
         assert done.code == 2
-        told = " ".join(done.err.split())
-        assert "LH_groups-assisted-1.json: policy_sha256" in told
-        assert said in told
-    path.write_text(whole)
-    both = rows(table(*asked))["LH groups", True]["scores"]["students"]
-    assert len(both) == 2
-    assert both[:1] == first["LH groups", True]["scores"]["students"]
+        return " ".join(done.err.split())
+
+    path.write_text(json.dumps(whole | {"policy_sha256": "ab" * 32}))
+    refused = told(*asked)
+    assert f"LH_groups-assisted-0.json {'ab' * 6}" in refused
+    assert whole["policy_sha256"][:12] in refused
+    path.write_text(json.dumps(whole | {"policy_sha256": "", "returns": [0.0] * EPISODES}))
+    assert rows(table(*asked[:2], "--json"))["LH groups", True]["scores"]["students"] == [0.0]
+    assert len(rows(table(*asked))["LH groups", True]["scores"]["students"]) == 2
+    again = json.loads(path.read_text())
+    assert (again["returns"], again["policy_sha256"]) == (whole["returns"], whole["policy_sha256"])
+    rows(table("--settings", "LH groups", "--compute", "bounds", "--json"))
+    [bound] = results.glob("bound-*.json")
+    bound.write_text(json.dumps(json.loads(bound.read_text()) | {"policy_sha256": "cd" * 32}))
+    assert f"{bound.name} {'cd' * 6}" in told()
 
 
 def test_a_cell_of_other_inputs_is_not_used(table, tmp_path):
@@ -243,7 +258,7 @@ def test_what_messages_come_to():
     known = Known(cell(10.0), cell(-10.0), cell(4.0))
     line = messages.summary("t", found, variants, known)
     assert line == ["t", "55.0", "80.0", "", "70.0"]
-    assert messages.summary("t", found, variants, Known(*known[:2])) == line[:-1]
+    assert messages.summary("t", found, variants, Known(*known[:2])) == [*line[:-1], ""]
     rows = messages.page_rows(found, known._replace(hearing=cell(8.0)))
     assert [(row[0], row[3]) for row in rows[3:]] == [
         (messages.BOUND, "4.00"),
@@ -413,6 +428,7 @@ def test_messages(table, tmp_path):
         "messages-blind-2_int8-2_steps_late-0",
         "messages-blind-2_int8-all_lost-0",
         "messages-blind-2_int8-assistant-0",
+        "messages-blind-2_int8-deaf_assistant-0",
         "messages-blind-3_int4-once-0",
         "messages-blind-silent-0",
     ]
@@ -434,9 +450,11 @@ def test_messages(table, tmp_path):
     returns = {name: cell["returns"] for name, cell in found.items()}
     lost, silent = returns["messages-blind-2_int8-all_lost-0"], returns["messages-blind-2_int8-0"]
     assert lost != silent
-    hearing = read_json(tmp_path / "work/results/mpe_simple_spread/bound-groups-hearing.json")
+    [hearing] = tmp_path.glob("work/results/mpe_simple_spread/bound-*.json")
+    hearing = read_json(hearing)
     assert hearing["inputs"]["restriction"]["agent_0"]["hears"] == ["agent_1", "agent_2"]
     assert hearing["inputs"] == inputs["2_int8-assistant-0"]["assistant"]
+    assert "hears" not in inputs["2_int8-deaf_assistant-0"]["assistant"]["restriction"]["agent_0"]
     assert hearing["policy_sha256"] == found["messages-blind-2_int8-assistant-0"]["policy_sha256"]
     text = page.read_text()
     assert "old" not in text
@@ -453,6 +471,7 @@ def test_messages(table, tmp_path):
         "2 int8, 2 steps late": 16,
         "3 int4, once": 12,
         "2 int8, assistant": 16,
+        "2 int8, deaf assistant": 16,
     }
     assert all(len(line["scores"]) == 1 for line in figures)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}

@@ -83,28 +83,27 @@ def _variants(
     folder = Path(arguments.results) / spec.slug
     # Of whose score students keep a part, whoever teaches them.
     _, card = load_teacher(find_teacher(plain.teacher), spec)
-    known = cells.read_given(plain.task, card, plan.episodes, folder)
+    known = (
+        cells.read_cell(*cells.teacher_place(plain.task, card, plan.episodes, folder)),
+        cells.read_cell(*cells.random_place(plain.task, plan.episodes, folder)),
+    )
     found = []
+    seeds = range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds))
     for title, variant in plan.ablation.variants().items():
         if arguments.variants and title not in (ALL_ON, *arguments.variants):
             continue
         team = load_team(name, variant.team)
         taught = load_teacher(find_teacher(team.teacher), spec)
         recipe = load_recipe(team.recipe, variant.recipe, variant.without)
-        by_seed: list[Cell] = []
-        for seed in range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds)):
-            stem = f"ablation-{team.name}-{title.replace(' ', '_')}"
-            by_seed += filter(
-                None,
-                students(
-                    Work(team, *taught, recipe, seed),
-                    {folder / f"{stem}-{seed}.json": UNDISTURBED},
-                    plan.episodes,
-                    bar,
-                    compute=arguments.compute,
-                    assistant=cells.assistant_of(team, variant.assistant),
-                    siblings=by_seed,
-                ),
-            )
-        found.append(Distilled(title, tuple(by_seed)))
+        stem = f"ablation-{team.name}-{title.replace(' ', '_')}"
+        by_stem = students(
+            [Work(team, *taught, recipe, seed) for seed in seeds],
+            {stem: UNDISTURBED},
+            plan.episodes,
+            folder,
+            bar,
+            compute=arguments.compute,
+            assistant=variant.assistant_of(team),
+        )
+        found.append(Distilled(title, by_stem[stem]))
     return found, *known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,8 @@ from kdmarl_core.errors import UserError
 if TYPE_CHECKING:
     from kdmarl_core.bundle import Disturbance
     from kdmarl_core.distil.losses import Terms
-    from kdmarl_core.distil.run import Work
-    from kdmarl_core.experiments.cells import Assistant, Cell
-    from kdmarl_core.teacher.mappo import Recipe as TeacherRecipe
+    from kdmarl_core.distil.run import Lessons, Work
+    from kdmarl_core.experiments.cells import Cell, Place
     from kdmarl_core.team import Team
 
 PAGE = Path("docs") / "results.md"
@@ -42,98 +41,130 @@ def refuse_partial_page(arguments: argparse.Namespace, *options: str) -> None:
         )
 
 
-def obtain(
-    path: Path, inputs: dict[str, Any], bar: Any, compute: Callable[[Any], Cell] | None
-) -> Cell | None:
-    """The cell in a file or, if it is not there, computed and written; None without `compute`.
+def obtain(place: Place, bar: Any, compute: Callable[[Any], Cell] | None) -> Cell | None:
+    """The cell that belongs there; if it is missing, computed and written, or None.
 
     `compute` moves the line of the progress bar that it is given. A killed run leaves the old file
     or the new one.
     """
     from kdmarl_core.experiments import cells
 
-    cell = cells.read_cell(path, inputs)
+    cell = cells.read_cell(*place)
     if cell is None and compute is not None:
-        line = bar.add_task(f"{path.parent.name} {path.stem}", total=None, figures="")
+        line = bar.add_task(f"{place.path.parent.name} {place.path.stem}", total=None, figures="")
         cell = compute(line)
-        cells.write_cell(path, cell)
+        cells.write_cell(place.path, cell)
         bar.update(line, total=1, completed=1)
     return cell
 
 
-def bound(
-    team: Team, recipe: TeacherRecipe, episodes: int, folder: Path, bar: Any, *, compute: bool
-) -> Cell | None:
+def bound(team: Team, episodes: int, folder: Path, bar: Any, *, compute: bool) -> Cell | None:
     """The cell of the bound of a team's restriction."""
     from kdmarl_core.experiments import cells
 
     def train(line: Any) -> Cell:
-        report = _training_reporter(bar, line, recipe.iterations)
-        return cells.train_bound(team, recipe, episodes, report)
+        return cells.train_bound(team, episodes, _training_reporter(bar, line, team))
 
-    return obtain(
-        folder / f"{cells.bound_name(team)}.json",
-        cells.bound_inputs(team, recipe, episodes),
-        bar,
-        train if compute else None,
-    )
+    place = cells.bound_place(team, episodes, folder)
+    return obtain(place, bar, train if compute else None)
 
 
 def students(
-    work: Work,
-    places: Mapping[Path, Disturbance],
+    works: Sequence[Work],
+    stems: Mapping[str, Disturbance],
     episodes: int,
+    folder: Path,
     bar: Any,
     *,
     compute: bool,
-    assistant: Assistant | None = None,
-    siblings: Sequence[Cell] = (),
-) -> list[Cell | None]:
-    """Cells of the same students, which play once for each disturbance of their messages.
+    assistant: Team | None = None,
+) -> dict[str, tuple[Cell, ...]]:
+    """Cells of students by training seed, which play once for each disturbance of their messages.
 
-    Where some are missing, the students are distilled once for all of those. Once cells are kept,
-    the checkpoint of the run is of no more use, and goes.
+    Where some of a seed's are missing, its students are distilled once for all of those. Once
+    cells are kept, the checkpoint of the run is of no more use, and goes.
 
     Args:
-        work: what is distilled, and how.
-        places: the cells' files, and what happens to messages.
+        works: what is distilled, and how; they differ in their seed.
+        stems: names of the cells, but for the seed, and what happens to messages.
         episodes: that they play.
+        folder: of the cells.
         bar: shows progress.
-        compute: whether missing cells are computed.
-        assistant: the policy that stands between teacher and students; None: none.
-        siblings: cells of other seeds, whose assistant must be the same policy.
+        compute: whether missing cells are computed. Those that do not say which assistant taught
+            them are computed again with the missing ones.
+        assistant: the team whose bound is the policy between teacher and students; None: none.
 
     Raises:
-        UserError: the assistant that is there has taught none of the siblings.
+        UserError: students of several assistants stand side by side, or would.
     """
     from kdmarl_core.distil.run import discard
     from kdmarl_core.experiments import cells
 
-    plain = cells.student_inputs(work, episodes, assistant)
-    inputs = {path: cells.disturbed_inputs(plain, how) for path, how in places.items()}
-    found = {path: cells.read_cell(path, inputs[path]) for path in places}
-    missing = [path for path in places if found[path] is None]
-    if missing and compute:
-        first = next(iter(places))
-        label = f"{first.parent.name}-{first.stem}"
-        line = bar.add_task(label, total=None, figures="")
-        if assistant is not None:
-            report = _training_reporter(bar, line, assistant.recipe.iterations)
-            lessons = cells.trained_assistant(assistant, episodes, report)
-            cells.refuse_other_assistant(lessons.card, siblings, first)
-            work = work._replace(assistant=lessons)
-        run = cells.run_folder(label, plain)
-        wanted = [(inputs[path], places[path]) for path in missing]
-        made = cells.distil_students(work, wanted, run, _distil_reporter(bar, line))
-        for path, cell in zip(missing, made, strict=True):
-            cells.write_cell(path, cell)
-            found[path] = cell
-        discard(run)
-        bar.update(line, total=1, completed=1)
-    return list(found.values())
+    places = {
+        (stem, work.seed): cells.Place(
+            folder / f"{stem}-{work.seed}.json",
+            cells.student_inputs(work, episodes, assistant, how),
+        )
+        for work in works
+        for stem, how in stems.items()
+    }
+    found = _read(places.values())
+    lessons = None
+    if assistant is not None:
+        of_bound = _read([cells.bound_place(assistant, episodes, folder)])
+        cells.refuse_other_assistants(found | of_bound)
+        if compute and len(found) < len(places):
+            found = {path: cell for path, cell in found.items() if cell.policy_sha256}
+            lessons = _lessons(assistant, episodes, bar)
+            cells.refuse_other_assistants(found | of_bound, lessons.card)
+    for work in works if compute else ():
+        own = [(places[stem, work.seed], how) for stem, how in stems.items()]
+        missing = [(place, how) for place, how in own if place.path not in found]
+        if missing:
+            label = f"{folder.name}-{own[0][0].path.stem}"
+            run = cells.run_folder(label, cells.student_inputs(work, episodes, assistant))
+            line = bar.add_task(label, total=None, figures="")
+            wanted = [(place.inputs, how) for place, how in missing]
+            ready = work._replace(assistant=lessons)
+            made = cells.distil_students(ready, wanted, run, _distil_reporter(bar, line))
+            for (place, _), cell in zip(missing, made, strict=True):
+                cells.write_cell(place.path, cell)
+                found[place.path] = cell
+            discard(run)
+            bar.update(line, total=1, completed=1)
+    return {
+        stem: tuple(
+            found[path] for work in works if (path := places[stem, work.seed].path) in found
+        )
+        for stem in stems
+    }
 
 
-def _training_reporter(bar: Any, line: Any, iterations: int) -> Any:
+def _read(places: Iterable[Place]) -> dict[Path, Cell]:
+    """The cells that are there."""
+    from kdmarl_core.experiments import cells
+
+    read = {place.path: cells.read_cell(*place) for place in places}
+    return {path: cell for path, cell in read.items() if cell is not None}
+
+
+def _lessons(assistant: Team, episodes: int, bar: Any) -> Lessons:
+    """The policy of the bound of that team, trained if it is not there."""
+    from kdmarl_core.experiments import cells
+
+    line = bar.add_task(f"assistant of {assistant.name}", total=None, figures="")
+    lessons = cells.trained_assistant(
+        assistant, episodes, _training_reporter(bar, line, assistant)
+    )
+    bar.update(line, total=1, completed=1)
+    return lessons
+
+
+def _training_reporter(bar: Any, line: Any, team: Team) -> Any:
+    from kdmarl_core.experiments.cells import bound_recipe
+
+    iterations = bound_recipe(team.task.spec).iterations
+
     def report(iteration: int, figures: dict[str, float]) -> None:
         shown = f"return {figures['return']:.2f}"
         bar.update(line, total=iterations, completed=iteration, figures=shown)

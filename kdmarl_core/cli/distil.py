@@ -35,7 +35,7 @@ def add_command(commands: Any) -> None:
         "--assistant",
         metavar="DIR",
         help="learn from this policy of `kdmarl train --team`, "
-        "which senses what the robots do, and those whom they hear",
+        "which senses what the robots do and, if it hears, those whom they hear",
     )
     parser.add_argument("--recipe", metavar="FILE", help="default: the team file's recipe")
     parser.add_argument(

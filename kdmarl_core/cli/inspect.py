@@ -18,7 +18,7 @@ from kdmarl_core.cli.common import (
 from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
-    from kdmarl_core.inspect_messages import Link, Loss, Readable
+    from kdmarl_core.inspect_messages import Loss, Readable
 
 MOST_SUBJECTS = 6  # of each sender that are printed
 
@@ -69,15 +69,18 @@ def inspect_command(arguments: argparse.Namespace) -> None:
     senders = [robot.name for robot in team.robots if robot.name in told]
     read = [entry for sender in senders for entry in messages.readable(team, sender, plain)]
     score, can_be_won = float(plain.scores.mean()), team.task.spec.can_be_won
-    measure = "wins" if can_be_won else "return"
+    measure, unit = ("wins", 0.01) if can_be_won else ("return", 1.0)
     if arguments.json:
         print_json({"measure": measure, "score": score} | _figures(losses, read))
     else:
         of = f"{100 * score:.1f} %, in points" if can_be_won else f"{score:.2f}"
         title = f"change of the {measure} of {of}, {arguments.episodes} episodes"
-        _print(title, losses, read, unit=0.01 if can_be_won else 1.0)
+        header = ["sender", "receiver", *messages.TAMPERINGS]
+        print_table(title, header, messages.worths(losses, unit))
+        _print_readable(read)
     if arguments.picture:  # last: what has been found is not lost if it cannot be written
-        messages.draw(team.name, measure, losses, read, Path(arguments.picture))
+        lost = "wins lost, points" if can_be_won else "return lost"
+        messages.draw(team.name, lost, unit, losses, read, Path(arguments.picture))
 
 
 def _figures(losses: Sequence[Loss], read: Sequence[Readable]) -> dict[str, Any]:
@@ -94,15 +97,7 @@ def _figures(losses: Sequence[Loss], read: Sequence[Readable]) -> dict[str, Any]
     }
 
 
-def _print(title: str, losses: Sequence[Loss], read: Sequence[Readable], *, unit: float) -> None:
-    from kdmarl_core.inspect_messages import TAMPERINGS
-
-    by_link: dict[Link, list[str]] = {}
-    for loss in losses:
-        value, low, high = (part / unit for part in loss.change)
-        by_link.setdefault(loss.link, []).append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
-    rows = [[*link, *changes] for link, changes in by_link.items()]
-    print_table(title, ["sender", "receiver", *TAMPERINGS], rows)
+def _print_readable(read: Sequence[Readable]) -> None:
     for sender in dict.fromkeys(entry.sender for entry in read):
         own = sorted((e for e in read if e.sender == sender), key=lambda e: -e.share)
         print_table(

@@ -18,7 +18,6 @@ from kdmarl_core.cli.common import print_json, print_table, progress_bar
 from kdmarl_core.errors import UserError, refuse_unknown
 
 if TYPE_CHECKING:
-    from kdmarl_core.experiments.cells import Cell
     from kdmarl_core.experiments.messages import Known, Played
     from kdmarl_core.experiments.plan import Plan
 
@@ -108,10 +107,10 @@ def _team(
         return [], messages.Known(), picture  # a teacher that has yet to be trained
     # Of whose score students keep a part, whoever teaches them.
     _, card = load_teacher(place, spec)
-    of_bound = cells.bound_recipe(spec)
     known = messages.Known(
-        *cells.read_given(plain.task, card, episodes, folder),
-        bound(plain.silent(), of_bound, episodes, folder, bar, compute=False),
+        cells.read_cell(*cells.teacher_place(plain.task, card, episodes, folder)),
+        cells.read_cell(*cells.random_place(plain.task, episodes, folder)),
+        bound(plain.silent(), episodes, folder, bar, compute=False),
     )
     found = []
     seeds = range(min(plan.messages.seeds, arguments.seeds or plan.messages.seeds))
@@ -121,28 +120,26 @@ def _team(
         team = load_team(name, (*plan.messages.teams[name], *how.team))
         recipe = load_recipe(team.recipe, how.recipe, how.without)
         taught = load_teacher(find_teacher(team.teacher), spec)
-        assistant = cells.assistant_of(team, how.assistant)
-        if assistant is not None and assistant.team is team:
-            hearing = bound(*assistant, episodes, folder, bar, compute=arguments.compute)
-            known = known._replace(hearing=hearing)
-        wanted = messages.cases(plan.messages, name, variant)
-        by_case: dict[messages.Case, list[Cell]] = {case: [] for case in wanted}
-        for seed in seeds:
-            made = students(
-                Work(team, *taught, recipe, seed),
-                {
-                    folder / f"messages-{team.name}-{case.slug}-{seed}.json": disturbance
-                    for case, disturbance in wanted.items()
-                },
-                episodes,
-                bar,
-                compute=arguments.compute,
-                assistant=assistant,
-                siblings=by_case[next(iter(wanted))],
-            )
-            for case, cell in zip(wanted, made, strict=True):
-                by_case[case] += [cell] if cell else []
+        assistant = how.assistant_of(team)
+        if assistant is not None and assistant.talks:
+            hearing = bound(assistant, episodes, folder, bar, compute=arguments.compute)
+            known = known._replace(hearing=hearing or known.hearing)
+        cases = {
+            f"messages-{team.name}-{case.slug}": (case, disturbance)
+            for case, disturbance in messages.cases(plan.messages, name, variant).items()
+        }
+        by_stem = students(
+            [Work(team, *taught, recipe, seed) for seed in seeds],
+            {stem: disturbance for stem, (_, disturbance) in cases.items()},
+            episodes,
+            folder,
+            bar,
+            compute=arguments.compute,
+            assistant=assistant,
+        )
         bits = messages.bits_per_step(team)
-        for case, of_case in by_case.items():
-            found.append(messages.Played(case, bits, bits * spec.rate_hz, tuple(of_case)))
+        found += [
+            messages.Played(case, bits, bits * spec.rate_hz, by_stem[stem])
+            for stem, (case, _) in cases.items()
+        ]
     return found, known, picture

@@ -21,7 +21,6 @@ from kdmarl_core.cli.common import console, print_json, print_table, progress_ba
 from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
-    from kdmarl_core.experiments.cells import Cell
     from kdmarl_core.experiments.plan import Row
     from kdmarl_core.experiments.table import RowCells
 
@@ -116,47 +115,37 @@ def _row(
 
     prepare_training(arguments.threads)
     team = row.team()
-    task, spec, folder = team.task, team.task.spec, results / row.slug
-    teacher, card = load_teacher(find_teacher(team.teacher), spec)
+    task, folder = team.task, results / row.slug
+    teacher, card = load_teacher(find_teacher(team.teacher), task.spec)
     recipe = load_recipe(team.recipe)
-    of_bound = cells.bound_recipe(spec)
     kind = "assisted" if row.assisted else "students"
     stem = f"{row.setting.replace(' ', '_').replace('+', '')}-{kind}"
     given = "given" in arguments.compute
-    by_seed: list[Cell] = []
-    for seed in range(seeds):
-        by_seed += filter(
-            None,
-            students(
-                Work(team, teacher, card, recipe, seed),
-                {folder / f"{stem}-{seed}.json": UNDISTURBED},
-                episodes,
-                bar,
-                compute=kind in arguments.compute,
-                assistant=cells.assistant_of(team, "silent" if row.assisted else "none"),
-                siblings=by_seed,
-            ),
-        )
-    of_team = None
-    if row.restricted:  # of full observations: the teacher
-        compute = "bounds" in arguments.compute
-        of_team = bound(team, of_bound, episodes, folder, bar, compute=compute)
     return RowCells(
         row=row,
         teacher=obtain(
-            folder / f"{cells.teacher_name(card)}.json",
-            cells.teacher_inputs(task, card, episodes),
+            cells.teacher_place(task, card, episodes, folder),
             bar,
             (lambda _: cells.play_teacher(task, teacher, card, episodes)) if given else None,
         ),
         random=obtain(
-            folder / "random.json",
-            cells.common_inputs("random", task, episodes),
+            cells.random_place(task, episodes, folder),
             bar,
             (lambda _: cells.play_random(task, episodes)) if given else None,
         ),
-        students=tuple(by_seed),
-        bound=of_team,
+        # The bound of full observations is the teacher.
+        bound=bound(team, episodes, folder, bar, compute="bounds" in arguments.compute)
+        if row.restricted
+        else None,
+        students=students(
+            [Work(team, teacher, card, recipe, seed) for seed in range(seeds)],
+            {stem: UNDISTURBED},
+            episodes,
+            folder,
+            bar,
+            compute=kind in arguments.compute,
+            assistant=team if row.assisted else None,
+        )[stem],
     )
 
 

@@ -85,8 +85,8 @@ class Work(NamedTuple):
     """Everything that decides what students are distilled.
 
     An assistant (Mirzadeh et al. 2020) stands between teacher and students: it is as big as the
-    teacher and senses as little as they, and those whom they hear. If there is one, they learn
-    from it alone.
+    teacher and senses as little as they or, if it hears, as they and those whom they hear. If
+    there is one, they learn from it alone.
     """
 
     team: Team

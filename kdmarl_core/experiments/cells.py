@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,14 +58,21 @@ class Cell:
     flops_per_episode: float  # of all robots' decisions; 0 where that is not of interest
     seconds: float  # spent on training and playing, since it was last resumed
     kdmarl_version: str
-    # Of the policy that was trained, if it is a bound, or that taught, if it is an assistant;
-    # empty where there is none, or where it was not recorded.
+    # Of a bound's policy, or of the assistant that taught students; empty where there is none, or
+    # where it was not recorded.
     policy_sha256: str = ""
 
     @property
     def scores(self) -> Returns:
         """What the table compares: wins where episodes can be won, else returns."""
         return np.array(self.won or self.returns, float)
+
+
+class Place(NamedTuple):
+    """Where a cell belongs, and what makes it."""
+
+    path: Path
+    inputs: dict[str, Any]
 
 
 def read_cell(path: Path, inputs: dict[str, Any]) -> Cell | None:
@@ -114,34 +121,16 @@ def common_inputs(kind: str, task: Task, episodes: int) -> dict[str, Any]:
     }
 
 
-def teacher_name(card: TeacherCard) -> str:
-    """The name of the cell of a teacher; a task may have several."""
-    return f"teacher-{card.weights_sha256[:8]}"
-
-
-def teacher_inputs(task: Task, card: TeacherCard, episodes: int) -> dict[str, Any]:
-    """Inputs of the cell of a task's teacher."""
-    return common_inputs("teacher", task, episodes) | {"teacher": card.weights_sha256}
-
-
-class Assistant(NamedTuple):
-    """A policy that is to stand between teacher and students, before it is trained."""
-
-    team: Team  # what its robots sense and hear, it does
-    recipe: TeacherRecipe
-
-
-def assistant_of(team: Team, kind: str) -> Assistant | None:
-    """The assistant of a team, by its name in the plan."""
-    if kind == "none":
-        return None
-    return Assistant(team.silent() if kind == "silent" else team, bound_recipe(team.task.spec))
-
-
 def student_inputs(
-    work: Work, episodes: int, assistant: Assistant | None = None
+    work: Work,
+    episodes: int,
+    assistant: Team | None = None,
+    disturbance: Disturbance = UNDISTURBED,
 ) -> dict[str, Any]:
-    """Inputs of the cell of a team's students, and of how their assistant is trained."""
+    """Inputs of the cell of a team's students.
+
+    Of an assistant, the team whose bound it is; of messages, what happens to them.
+    """
     inputs = common_inputs("students", work.team.task, episodes)
     inputs |= {
         "teacher": work.card.weights_sha256,
@@ -152,25 +141,33 @@ def student_inputs(
     if revisions := work.recipe.revisions:
         inputs["revisions"] = revisions
     if assistant is not None:
-        inputs["assistant"] = bound_inputs(*assistant, episodes)
+        inputs["assistant"] = bound_inputs(assistant, episodes)
+    if disturbance != UNDISTURBED:
+        inputs["messages"] = disturbance._asdict()
     return inputs
 
 
-def disturbed_inputs(inputs: dict[str, Any], disturbance: Disturbance) -> dict[str, Any]:
-    """Inputs of the cell of the same students, whose messages are disturbed."""
-    if disturbance == UNDISTURBED:
-        return inputs
-    return inputs | {"messages": disturbance._asdict()}
+def teacher_inputs(task: Task, card: TeacherCard, episodes: int) -> dict[str, Any]:
+    """Inputs of the cell of a task's teacher."""
+    return common_inputs("teacher", task, episodes) | {"teacher": card.weights_sha256}
 
 
-def read_given(
-    task: Task, card: TeacherCard, episodes: int, folder: Path
-) -> tuple[Cell | None, Cell | None]:
-    """The cells of a task's teacher and of random actions, where they exist."""
-    return (
-        read_cell(folder / f"{teacher_name(card)}.json", teacher_inputs(task, card, episodes)),
-        read_cell(folder / "random.json", common_inputs("random", task, episodes)),
-    )
+def teacher_place(task: Task, card: TeacherCard, episodes: int, folder: Path) -> Place:
+    """Where the cell of a task's teacher belongs; a task may have several."""
+    path = folder / f"teacher-{card.weights_sha256[:8]}.json"
+    return Place(path, teacher_inputs(task, card, episodes))
+
+
+def random_place(task: Task, episodes: int, folder: Path) -> Place:
+    """Where the cell of random actions belongs."""
+    return Place(folder / "random.json", common_inputs("random", task, episodes))
+
+
+def bound_place(team: Team, episodes: int, folder: Path) -> Place:
+    """Where the cell of the bound of a team's restriction belongs; a task may have several."""
+    kind = "random" if any(robot.random_features for robot in team.robots) else "groups"
+    inputs = bound_inputs(team, episodes)
+    return Place(folder / f"bound-{kind}-{fingerprint(inputs['restriction'])[:8]}.json", inputs)
 
 
 def bound_recipe(spec: TaskSpec) -> TeacherRecipe:
@@ -178,20 +175,12 @@ def bound_recipe(spec: TaskSpec) -> TeacherRecipe:
     return load_recipe(shipped_recipe(spec), spec).with_network("gru")
 
 
-def bound_name(team: Team) -> str:
-    """The name of the cell of the bound of a team's restriction."""
-    kind = "random" if any(robot.random_features for robot in team.robots) else "groups"
-    return (
-        f"bound-{kind}-hearing" if any(robot.peers for robot in team.robots) else f"bound-{kind}"
-    )
-
-
-def bound_inputs(team: Team, recipe: TeacherRecipe, episodes: int) -> dict[str, Any]:
+def bound_inputs(team: Team, episodes: int) -> dict[str, Any]:
     """Inputs of the bound of a team's restriction."""
     sensed = {agent: own.record() for agent, own in team.restriction().items()}
     return common_inputs("bound", team.task, episodes) | {
         "restriction": sensed,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": dataclasses.asdict(bound_recipe(team.task.spec)),
         "seed": BOUND_SEED,
     }
 
@@ -237,17 +226,14 @@ def distil_students(
 
 
 def train_bound(
-    team: Team,
-    recipe: TeacherRecipe,
-    episodes: int,
-    report: Callable[[int, dict[str, float]], None],
+    team: Team, episodes: int, report: Callable[[int, dict[str, float]], None]
 ) -> Cell:
     """The bound of a team's restriction: a big policy trained by RL under it.
 
     Goes on where it was interrupted; the policy stays for `trained_assistant`.
     """
     begun = time.monotonic()
-    inputs = bound_inputs(team, recipe, episodes)
+    inputs, recipe = bound_inputs(team, episodes), bound_recipe(team.task.spec)
     folder = _bound_folder(inputs)
     resume = (folder / CHECKPOINT).is_file()
     policy, seconds = train(
@@ -258,7 +244,7 @@ def train_bound(
     card = make_card(
         policy,
         recipe,
-        command=f"kdmarl table --compute bounds --tasks {team.task.spec.name}",
+        command=f"kdmarl train {team.task.spec.name} --team {team.name}",
         seed=BOUND_SEED,
         seconds=seconds,
         score=evaluation(episodes_played, EVALUATION_SEED),
@@ -269,27 +255,29 @@ def train_bound(
 
 
 def trained_assistant(
-    assistant: Assistant, episodes: int, report: Callable[[int, dict[str, float]], None]
+    team: Team, episodes: int, report: Callable[[int, dict[str, float]], None]
 ) -> Lessons:
-    """The policy of a restriction's bound, to learn from; trained if it is not there."""
-    folder = _bound_folder(bound_inputs(*assistant, episodes)) / TEACHER
+    """The policy of the bound of a team's restriction; trained if it is not there."""
+    folder = _bound_folder(bound_inputs(team, episodes)) / TEACHER
     if not (folder / CARD).is_file():
-        train_bound(*assistant, episodes, report)
-    return Lessons(*load_bound(folder, assistant.team))
+        train_bound(team, episodes, report)
+    return Lessons(*load_bound(folder, team))
 
 
-def refuse_other_assistant(card: TeacherCard, siblings: Sequence[Cell], path: Path) -> None:
-    """Raise a `UserError` if students of other seeds had another assistant than that of `card`.
+def refuse_other_assistants(cells: Mapping[Path, Cell], card: TeacherCard | None = None) -> None:
+    """Raise a `UserError` if the policies of cells differ, or are not that of `card`.
 
-    Training an assistant anew, on another machine, gives another policy.
+    Training an assistant anew, on another machine, gives another policy: its students are not to
+    be held against those of the first one. Cells that do not say who taught them are let pass.
     """
-    others = {cell.policy_sha256 for cell in siblings} - {card.weights_sha256}
-    if others:
-        taught_by = ", ".join(sorted(sha256[:12] or "an unknown one" for sha256 in others))
+    known = {path: cell.policy_sha256 for path, cell in cells.items() if cell.policy_sha256}
+    if card is not None:
+        known[RUNS] = card.weights_sha256
+    if len(set(known.values())) > 1:
+        who = ", ".join(f"{path} {sha256[:12]}" for path, sha256 in known.items())
         raise UserError(
-            f"{path}: policy_sha256: the assistant under {RUNS} is {card.weights_sha256[:12]}, "
-            f"and cells of other seeds have {taught_by}; bring that policy back, or remove those "
-            "cells and compute all seeds again"
+            f"policy_sha256: students of one assistant are asked for, and these differ: {who}; "
+            "bring back the policy of the others, or remove their cells and compute them again"
         )
 
 

@@ -15,7 +15,7 @@ from kdmarl_core.metrics import Interval, percent
 from kdmarl_core.team import Team
 
 BOUND = "bound without messages"
-HEARING = "bound that hears what all sense, at once"
+HEARING = "bound that hears what others sense, at once"
 HEADER = ("variant", "bits per robot and step", "bits/s", "score", "seeds", "retention %")
 
 
@@ -51,7 +51,7 @@ class Known(NamedTuple):
     teacher: Cell | None = None
     random: Cell | None = None
     bound: Cell | None = None  # of silent robots
-    hearing: Cell | None = None  # of robots that hear what all sense, in the same step
+    hearing: Cell | None = None  # of robots that hear all that their peers sense, at once
 
     def retention(self, players: Sequence[Cell]) -> Interval | None:
         """What students or a bound keep of the teacher's score."""
@@ -102,14 +102,14 @@ def summary(
     students = {
         played.case.variant: played.students for played in found if not played.case.disturbance
     }
-    players = [*(students.get(name, ()) for name in variants)]
-    players += [(known.bound,)] if known.bound else []
+    bound = (known.bound,) if known.bound else ()
+    players = [*(students.get(name, ()) for name in variants), bound]
     kept = [known.retention(cells) for cells in players]
     return [team, *(f"{100 * share.value:.1f}" if share else "" for share in kept)]
 
 
 def figures(team: str, found: Sequence[Played], known: Known) -> list[dict[str, Any]]:
-    """The same for programs, where students have been distilled."""
+    """The cases for programs, where students have been distilled."""
     return [
         {
             "team": team,
@@ -126,7 +126,7 @@ def figures(team: str, found: Sequence[Played], known: Known) -> list[dict[str, 
 
 
 def draw(title: str, found: Sequence[Played], known: Known, path: Path) -> None:
-    """Retention against bits per second, with the bound without messages, as PNG."""
+    """Retention against bits per second, with the bounds, as PNG."""
     from matplotlib.figure import Figure
 
     from kdmarl_core.pictures import save_png

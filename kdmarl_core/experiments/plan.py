@@ -54,6 +54,12 @@ class Variant:
     # By the policy of a bound: of what each robot senses, or also of what it hears.
     assistant: Literal["none", "silent", "hearing"] = "none"
 
+    def assistant_of(self, team: Team) -> Team | None:
+        """The team whose bound is the assistant, if there is one."""
+        if self.assistant == "none":
+            return None
+        return team.silent() if self.assistant == "silent" else team
+
 
 @dataclass(frozen=True)
 class Ablation:

@@ -18,7 +18,7 @@ class TeacherPlayer:
         self._teacher = teacher
         self._sensors = team_sensors(teacher.team) if teacher.team else []
         reads = teacher.reads
-        width = reads.sensed if isinstance(reads, RestrictedReads) else spec.observation_size
+        width = reads.own_size if isinstance(reads, RestrictedReads) else spec.observation_size
         self._padded = torch.zeros(spec.num_agents, width)
         self._mask = torch.zeros(spec.num_agents, spec.num_actions, dtype=torch.bool)
         self._past, self._begins = teacher.no_past(1), True

@@ -60,24 +60,23 @@ class FullReads:
 class RestrictedReads:
     """What the students of a team's robots would read, and a one-hot index: robots differ.
 
-    Of robots that tell each other something also what all those sense whom a robot hears: as much
-    as any message could tell, and at once.
+    Of robots that tell each other something also what those sense whom a robot hears: all of it,
+    and at once.
     """
 
     def __init__(self, team: Team) -> None:
         self._restriction = Restriction(team)
         robots = len(team.robots)
         self._agent_index = torch.eye(robots)
+        hears = torch.zeros(robots, robots)
         names = [robot.name for robot in team.robots]
-        self._hears = torch.tensor(
-            [
-                [float(name in [peer.robot for peer in robot.peers]) for name in names]
-                for robot in team.robots
-            ]
-        )
-        self.sensed = max(self._restriction.sizes)  # features of one robot
-        heard = robots if self._hears.any() else 0
-        self.size = self.sensed * (1 + heard) + robots
+        for row, robot in zip(hears, team.robots, strict=True):
+            for peer in robot.peers:
+                row[names.index(peer.robot)] = 1.0
+        self._told_by = hears.any(0).nonzero()[:, 0]  # whom anybody hears
+        self._hears = hears[:, self._told_by, None]
+        self.own_size = max(self._restriction.sizes)  # what one robot senses
+        self.size = self.own_size * (1 + len(self._told_by)) + robots
 
     def draw(self, episodes: int, generator: torch.Generator) -> Tensor | None:
         """As `Reads`."""
@@ -89,9 +88,9 @@ class RestrictedReads:
         return self.indexed(self._restriction.inputs(observation, visible))
 
     def indexed(self, sensed: Tensor) -> Tensor:
-        """Inputs of what robots sense, zero-padded [..., N, `sensed`]."""
+        """Inputs of what robots sense, zero-padded [..., N, `own_size`]."""
         parts = [sensed, self._agent_index.expand(*sensed.shape[:-1], -1)]
-        if self._hears.any():
-            heard = sensed[..., None, :, :] * self._hears[..., None]
+        if len(self._told_by):
+            heard = sensed[..., None, self._told_by, :] * self._hears
             parts.insert(1, heard.flatten(-2))
         return torch.cat(parts, -1)
