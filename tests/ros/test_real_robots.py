@@ -24,6 +24,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool, Int32, String
+from std_srvs.srv import Trigger
 
 from kdmarl_core.bundle import write_bundle
 from kdmarl_core.export import Layer, student_model
@@ -273,6 +274,28 @@ def test_a_robot_whose_odometry_ends_brakes_and_goes_on_when_it_is_back(world, r
     base.alive = True
     base.until_at_full_speed()
     assert_smooth(base.speeds)
+
+
+def test_a_base_that_drives_does_not_wait_for_another_model(world, robot, base):
+    """It stands first: reading and checking a bundle takes longer than its period."""
+    robot()
+    base.until_at_full_speed()
+
+    def reload():
+        return world.call(Trigger, "/robot_0/policy/reload", Trigger.Request())
+
+    refused = reload()
+    assert not refused.success
+    assert "deactivate first" in refused.message
+    base.until_at_full_speed()
+    change = ChangeState.Request()
+    change.transition.id = Transition.TRANSITION_DEACTIVATE
+    assert world.call(ChangeState, "/robot_0/policy/change_state", change).success
+    world.until(lambda: base.speeds[-1] == 0.0)
+    assert reload().success
+    change.transition.id = Transition.TRANSITION_ACTIVATE
+    assert world.call(ChangeState, "/robot_0/policy/change_state", change).success
+    base.until_at_full_speed()
 
 
 def test_a_robot_without_odometry_stands(world, robot, base):
