@@ -126,7 +126,7 @@ def figures(team: str, found: Sequence[Played], known: Known) -> list[dict[str, 
 
 
 def draw(title: str, found: Sequence[Played], known: Known, path: Path) -> None:
-    """Retention against bits per second, with the bounds, as PNG."""
+    """Retention against bits per second, with the bound without messages, as PNG."""
     from matplotlib.figure import Figure
 
     from kdmarl_core.pictures import save_png
@@ -159,13 +159,12 @@ def draw(title: str, found: Sequence[Played], known: Known, path: Path) -> None:
         )
     most = max((played.bits_per_second for played in found), default=0.0)
     end = 1.15 * most + 1
-    for name, bound in ((BOUND, known.bound), (HEARING, known.hearing)):
-        share = known.retention((bound,)) if bound else None
-        if share is not None:
-            height = 100 * share.value
-            axes.axhline(height, color="#aa3377", linestyle="--", linewidth=1)
-            # On the right, away from what silence keeps.
-            axes.annotate(f"{name} ", (end, height), fontsize=8, ha="right", va="bottom")
+    share = known.retention((known.bound,)) if known.bound else None
+    if share is not None:
+        height = 100 * share.value
+        axes.axhline(height, color="#aa3377", linestyle="--", linewidth=1)
+        # On the right, away from what silence keeps.
+        axes.annotate(f"{BOUND} ", (end, height), fontsize=8, ha="right", va="bottom")
     axes.set(title=title, xlabel="bits per second and robot", ylabel="retention, %")
     axes.set_xlim(-0.03 * most - 1, end)
     axes.grid(visible=True, color="#eeeeee")
