@@ -22,7 +22,7 @@ from kdmarl_core.bundle import BundlePolicy, Inbox
 from kdmarl_core.bundle.messages import decode
 from kdmarl_core.evaluate import BundlePlayer, play, scores
 from kdmarl_core.metrics import Interval, mean_difference
-from kdmarl_core.tasks import View
+from kdmarl_core.tasks import ReferenceEnv, View
 from kdmarl_core.team import Team
 
 TAMPERINGS = ("cut", "frozen", "shuffled")
@@ -104,14 +104,17 @@ def links(team: Team) -> list[Link]:
     return [Link(peer.robot, robot.name) for robot in team.robots for peer in robot.peers]
 
 
-def record(team: Team, policies: Sequence[BundlePolicy], episodes: int, seed: int) -> Recorded:
+def record(
+    env: ReferenceEnv, team: Team, policies: Sequence[BundlePolicy], episodes: int, seed: int
+) -> Recorded:
     """Play untampered."""
     player = _Player(policies, team)
-    played = list(play(team.task.make_reference(), player, episodes, seed))
+    played = list(play(env, player, episodes, seed))
     return Recorded(scores(played), player.told, player.views)
 
 
 def worth(
+    env: ReferenceEnv,
     team: Team,
     policies: Sequence[BundlePolicy],
     link: Link,
@@ -122,7 +125,7 @@ def worth(
     """What the score loses when a link is tampered with, one of `TAMPERINGS`."""
     player = _Player(policies, team)
     player.link, player.tampering, player.others = link, tampering, plain.told
-    played = list(play(team.task.make_reference(), player, len(plain.scores), seed))
+    played = list(play(env, player, len(plain.scores), seed))
     return Loss(link, tampering, mean_difference([scores(played)], [plain.scores]))
 
 

@@ -58,11 +58,12 @@ def inspect_command(arguments: argparse.Namespace) -> None:
     losses = []
     with progress_bar() as bar:
         line = bar.add_task("links", total=len(links) * len(messages.TAMPERINGS), figures="")
-        plain = messages.record(team, policies, arguments.episodes, arguments.seed)
+        env = team.task.make_reference()
+        plain = messages.record(env, team, policies, arguments.episodes, arguments.seed)
         for link in links:
             for tampering in messages.TAMPERINGS:
                 losses.append(
-                    messages.worth(team, policies, link, tampering, plain, arguments.seed)
+                    messages.worth(env, team, policies, link, tampering, plain, arguments.seed)
                 )
                 bar.update(line, advance=1)
     told = {link.sender for link in links}
