@@ -32,10 +32,9 @@ def main() -> int:
     arguments = parser.parse_args()
     team = load_team(arguments.team)
     folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
+    policies, env = load_bundles(team, folder), team.task.make_reference()
 
     def score(player: type[BundlePlayer]) -> Returns:
-        policies = load_bundles(team, folder)
-        env = team.task.make_reference()
         return scores(list(play(env, player(policies, team), arguments.episodes, arguments.seed)))
 
     told, silent = score(BundlePlayer), score(FallenSilent)
