@@ -195,7 +195,7 @@ def worths(losses: Sequence[Loss], unit: float) -> list[list[str]]:
     """One line per link: what its score changes by each tampering, in units."""
     by_link: dict[Link, list[str]] = {}
     for loss in losses:
-        value, low, high = (part / unit for part in loss.change)
+        value, low, high = _in(unit, loss.change)
         by_link.setdefault(loss.link, []).append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
     return [[*link, *changes] for link, changes in by_link.items()]
 
@@ -218,14 +218,14 @@ def draw(
     told = list(dict.fromkeys(loss.link for loss in losses))
     height = 0.8 / len(TAMPERINGS)
     for index, (tampering, colour) in enumerate(zip(TAMPERINGS, COLOURS, strict=True)):
-        changes = [loss.change for loss in losses if loss.tampering == tampering]
+        changes = [_in(unit, loss.change) for loss in losses if loss.tampering == tampering]
         bars.barh(
             [row + (index - 1) * height for row in range(len(told))],
-            [-change.value / unit for change in changes],
+            [-change.value for change in changes],
             height,
             xerr=[
-                [(change.high - change.value) / unit for change in changes],
-                [(change.value - change.low) / unit for change in changes],
+                [change.high - change.value for change in changes],
+                [change.value - change.low for change in changes],
             ],
             label=tampering,
             color=colour,
@@ -252,6 +252,10 @@ def draw(
     shares.set_yticks(range(len(blocks)), blocks)
     shares.set(title="read from its messages, % of variance", xlabel="sender")
     save_png(figure, path)
+
+
+def _in(unit: float, change: Interval) -> Interval:
+    return Interval(*(part / unit for part in change))
 
 
 def _values(data: bytes, size: int, form: str) -> npt.NDArray[np.float32]:
