@@ -59,15 +59,26 @@ class MessageWeights(NamedTuple):
 SILENT = MessageWeights(None, None)
 
 
+class ImputeWeights(NamedTuple):
+    """What a student makes of features that are hidden from it: the sum of these."""
+
+    messages: np.ndarray | None  # [R, F]; None: it listens to nobody
+    state: np.ndarray | None  # [W, F]; None: it has no memory
+    bias: np.ndarray  # [F]
+
+
 def student_model(
-    layers: Sequence[Layer | GruWeights], messages: MessageWeights = SILENT
+    layers: Sequence[Layer | GruWeights],
+    messages: MessageWeights = SILENT,
+    impute: ImputeWeights | None = None,
 ) -> bytes:
     """An ONNX model of linear layers, with ReLU between them, and at most one GRU.
 
     Inputs observation [n, D], messages [n, R] if the student listens, and state [n, W] if there
     is a GRU; outputs logits [n, A], message [n, M] if it tells others something, and next_state
-    [n, W]. The graph is written directly from the weights, so that it holds these operators and
-    nothing else.
+    [n, W]. If it imputes, the first half of an observation is features, the other one tells which
+    of them are visible. The graph is written directly from the weights, so that it holds these
+    operators and nothing else.
     """
     graph = _Graph()
     features = next(iter(layers[0])).shape[0]
@@ -90,11 +101,13 @@ def student_model(
                 graph.add("Tanh", [graph.linear(value, *messages.head, "told")], MESSAGE)
             graph.linear(value, *layer, LOGITS)
         else:
-            sums = graph.linear(value, *layer, f"linear_{i}")
+            if i == 0 and impute is not None:
+                sums = graph.imputing(value, *layer, f"linear_{i}", impute)
+            else:
+                sums = graph.linear(value, *layer, f"linear_{i}")
             if i == 0 and messages.input_weight is not None:
-                sums = graph.add(
-                    "Add", [sums, graph.product(MESSAGES, messages.input_weight)], "sensed"
-                )
+                read = graph.product(MESSAGES, messages.input_weight, "read")
+                sums = graph.add("Add", [sums, read], "sensed")
             value = graph.add("Relu", [sums], f"hidden_{i}")
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.weights),
@@ -125,10 +138,37 @@ class _Graph:
             self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return self.add("Gemm", [value, f"{output}_weight", f"{output}_bias"], output)
 
-    def product(self, value: str, weight: np.ndarray) -> str:
-        name = f"{value}_weight"
+    def product(self, value: str, weight: np.ndarray, output: str) -> str:
+        name = f"{output}_weight"
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(weight), name))
-        return self.add("MatMul", [value, name], f"{value}_read")
+        return self.add("MatMul", [value, name], output)
+
+    def imputing(
+        self, value: str, weight: np.ndarray, bias: np.ndarray, output: str, impute: ImputeWeights
+    ) -> str:
+        """A linear layer of features, of which some are hidden, and of which these are.
+
+        What is hidden is zero, so that seen + (1 - visible) * guess is what is read.
+        """
+        features = len(impute.bias)
+        self.nodes.append(helper.make_node("Split", [value], ["seen", "visible"], axis=1))
+        guess = self._guess(impute)
+        known = self.add("Mul", ["visible", guess], "known")
+        gaps = self.add("Sub", [guess, known], "gaps")
+        filled = self.add("Add", ["seen", gaps], "filled")
+        of_filled = self.linear(filled, weight[:features], bias, f"{output}_filled")
+        told = self.product("visible", weight[features:], f"{output}_visible")
+        return self.add("Add", [of_filled, told], output)
+
+    def _guess(self, impute: ImputeWeights) -> str:
+        if impute.state is None:
+            assert impute.messages is not None
+            return self.linear(MESSAGES, impute.messages, impute.bias, "guess")
+        remembered = self.linear(STATE, impute.state, impute.bias, "remembered")
+        if impute.messages is None:
+            return remembered
+        heard = self.product(MESSAGES, impute.messages, "heard")
+        return self.add("Add", [remembered, heard], "guess")
 
     def gru(self, value: str, gru: GruWeights) -> str:
         gates = ["reset", "update", "new"]

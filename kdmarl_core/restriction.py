@@ -49,6 +49,16 @@ class Restriction(nn.Module):
         self.register_buffer("always", always)
         self.register_buffer("drawable", drawable)
         self.register_buffer("bounds", bounds)
+        # Of each robot's own features: where its input tells whether they are visible, and which
+        # of them are drawn.
+        told = torch.zeros(len(robots), max(self.sensed), dtype=torch.long)
+        drawn = torch.zeros(told.shape)
+        for index, own in enumerate(kept):
+            if robots[index].random_features is not None:
+                told[index, : len(own)] = torch.arange(len(own), 2 * len(own))
+                drawn[index, : len(own)] = drawable[index, own].to(drawn.dtype)
+        self.register_buffer("told", told)
+        self.register_buffer("drawn", drawn)
 
     def draw(self, episodes: int, generator: torch.Generator) -> Tensor:
         """Which features so many episodes show, [episodes, N, D], one or zero each.
@@ -82,3 +92,13 @@ class Restriction(nn.Module):
         padded = nn.functional.pad(everything, (0, 1))
         gather: Tensor = self.gather  # type: ignore[assignment]
         return padded.gather(-1, gather.expand(*observation.shape[:-2], -1, -1))
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """One where a feature could be seen and is hidden, else zero, [..., N, F].
+
+        Of student inputs [..., N, I], as `inputs` gives them; `F` features of who senses most.
+        """
+        told: Tensor = self.told  # type: ignore[assignment]
+        visible = inputs.gather(-1, told.expand(*inputs.shape[:-2], -1, -1))
+        hidden: Tensor = self.drawn * (1 - visible)  # type: ignore[operator]
+        return hidden

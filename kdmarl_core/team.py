@@ -44,6 +44,7 @@ class StudentSpec:
 
     network: Literal["mlp", "gru"]
     width: int
+    impute: bool = False  # features that are hidden at random, from memory and messages
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width")
@@ -155,6 +156,11 @@ class RobotEntry:
                 f"random_features: {list(bounds)} must be two numbers, the least and the most "
                 "features of an episode, such as [8, 10]"
             )
+        if self.student.impute and bounds is None:
+            raise UserError(
+                "student: impute: true, but no features are hidden from this robot; give "
+                "random_features, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -264,11 +270,14 @@ class Team:
 
 
 def _record(robot: Robot) -> dict[str, Any]:
+    student = dataclasses.asdict(robot.student)
+    if not robot.student.impute:
+        del student["impute"]
     record = {
         "agent": robot.agent.name,
         "sensors": [block.name for block in robot.sensors],
         "random_features": robot.random_features,
-        "student": dataclasses.asdict(robot.student),
+        "student": student,
     }
     if robot.messages:
         record["messages"] = dataclasses.asdict(robot.messages)
@@ -414,7 +423,7 @@ def _connected(robots: Sequence[Robot], episode_steps: int, path: Path) -> list[
                 "episode: no message would ever be read; lower it"
             )
     speaking = [_with_receivers(robot, names, path) for robot in robots]
-    return [
+    connected = [
         dataclasses.replace(
             robot,
             peers=tuple(
@@ -425,6 +434,14 @@ def _connected(robots: Sequence[Robot], episode_steps: int, path: Path) -> list[
         )
         for robot in speaking
     ]
+    for robot in connected:
+        if robot.student.impute and robot.student.network == "mlp" and not robot.peers:
+            raise UserError(
+                f"{path}: robots: {robot.name}: student: impute: true, but a feed-forward robot "
+                "that hears nobody has nothing to tell hidden features from; take network: gru, "
+                "let others tell it something, or leave it out"
+            )
+    return connected
 
 
 def _with_receivers(robot: Robot, names: Sequence[str], path: Path) -> Robot:

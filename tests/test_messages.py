@@ -24,7 +24,6 @@ from kdmarl_core.distil import student as distil_student
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.losses import Weights
 from kdmarl_core.distil.messages import (
-    Mail,
     Post,
     Wiring,
     draw_delivery,
@@ -284,27 +283,36 @@ def gru_step(core, x, state):
     return new + update * (state - new)
 
 
-def plainly(sensed, values, core, head, begins, state, routes, levels, mail):
+def plainly(sensed, core, begins, state, talk, gaps):
     """What `unroll` does, left to autograd."""
-    episodes, embeddings, messages, holdings = levels.shape[-1], [], [], []
-    recent, held = mail
+    robots, episodes = len(sensed), begins.shape[1]
+    embeddings, messages, holdings = [], [], []
+    recent, held = talk.recent, talk.held
+    ages, hidden = (torch.split(field, episodes, -1) for field in (gaps.ages, gaps.hidden))
     for t, now in enumerate(torch.split(sensed, episodes, -1)):
-        held = routes.stays[t] * held + routes.arrives[t] * recent.gather(0, routes.source[t])
-        by_robot = held.view(len(values), -1, episodes)
-        x = torch.relu(torch.baddbmm(now, values, by_robot))
+        held = talk.stays[t] * held + talk.arrives[t] * recent.gather(0, talk.source[t])
+        by_robot = held.view(robots, talk.values.shape[2], episodes)
+        before = state * ~begins[t]
+        x = now + talk.values @ by_robot
+        if gaps.hidden.shape[1]:
+            past = torch.cat([by_robot, ages[t], before], 1)
+            x = x + gaps.features @ (hidden[t] * (gaps.bias + gaps.weight @ past))
+        x = torch.relu(x)
         if isinstance(core, StackedGru):
-            x = state = gru_step(core, x, state * ~begins[t])
+            x = state = gru_step(core, x, before)
         else:
             x = torch.relu(core(x))
-        message = torch.tanh(head(x))
-        travelling = (message * levels[t, :, None]).round() / levels[t, :, None]
+        message = torch.tanh(talk.head_bias + talk.head_weight @ x)
+        travelling = message
+        if talk.levels.numel():
+            travelling = (message * talk.levels[t, :, None]).round() / talk.levels[t, :, None]
         newest = (message + (travelling - message).detach()).flatten(0, 1)
         recent = torch.cat([recent[len(newest) :], newest])
         embeddings.append(x)
         messages.append(message)
         holdings.append(by_robot)
     stacked = torch.stack(messages), torch.stack(holdings)
-    return Unrolled(torch.cat(embeddings, -1), *stacked, Mail(recent, held))
+    return Unrolled(torch.cat(embeddings, -1), *stacked, recent)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

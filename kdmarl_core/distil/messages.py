@@ -95,6 +95,19 @@ class Wiring:
             start = end
         return torch.cat(parts, -1)
 
+    def in_order(self, receiver: int, values: Tensor, ages: Tensor) -> Tensor | None:
+        """One robot's weights of values [V, any] and ages [P, any] in an `Inbox`'s order.
+
+        None if it hears nobody.
+        """
+        rows, start = [], 0
+        senders = [sender for sender, robot in self.links if robot == receiver]
+        for peer, sender in enumerate(senders):
+            end = start + self.sizes[sender]
+            rows += [values[start:end], ages[peer : peer + 1]]
+            start = end
+        return torch.cat(rows) if rows else None
+
     def routes(self, delivery: Delivery) -> Routes:
         """The same as factors and indices of all values that travel."""
         links = self.value_links.flatten()

@@ -83,6 +83,13 @@ class GruSteps:
         """What inputs [N, W, any] and biases give to all parts, [N, 4 W, any]."""
         return torch.baddbmm(self._bias, self._weight, x)
 
+    def before(self, t: int) -> Tensor:
+        """What a step begins with, [N, W, B]; comes first in every step."""
+        step = self._steps[t]
+        if step.some_begin:
+            return torch.mul(self._state, step.goes_on, out=step.before)
+        return step.before.copy_(self._state)
+
     def forward(self, t: int, x: Tensor) -> Tensor:
         """The state [N, W, B] after a step, of an input [N, W, B]."""
         return self.forward_given(t, self.given(x))
@@ -90,10 +97,6 @@ class GruSteps:
     def forward_given(self, t: int, given: Tensor) -> Tensor:
         """As `forward`, with a step of `given` [N, 4 W, B]."""
         step = self._steps[t]
-        if step.some_begin:
-            torch.mul(self._state, step.goes_on, out=step.before)
-        else:
-            step.before.copy_(self._state)
         width = step.new.shape[1]
         of_input, of_state = torch.split(given, [width, 3 * width], 1)
         torch.baddbmm(of_state, self._state_weight, step.before, out=step.gates)
@@ -135,6 +138,11 @@ class GruSteps:
             self.to_state.mul_(step.goes_on)
         return of_input
 
+    def owe(self, t: int, gradient: Tensor) -> None:
+        """What else is owed to the state before a step, [N, W, B]; after its `backward`."""
+        step = self._steps[t]
+        self.to_state += gradient * step.goes_on if step.some_begin else gradient
+
     def gradients(self, x: Tensor) -> tuple[Tensor, GruParameters]:
         """Of the inputs' parts, [N, 3 W, T * B], and of parameters; `x` is [N, W, T * B]."""
         width = x.shape[1]
@@ -157,6 +165,7 @@ class Recurrence(torch.autograd.Function):
         """States after each step, [N, W, T * B], of inputs [N, W, T * B]."""
         steps = ctx.steps = GruSteps(GruParameters(*parameters), begins, state)
         for t, now in enumerate(torch.split(steps.given(x), begins.shape[1], -1)):
+            steps.before(t)
             steps.forward_given(t, now)
         ctx.save_for_backward(x, parameters[0])
         return behind(steps.states)

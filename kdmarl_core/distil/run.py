@@ -237,7 +237,9 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
             inputs, torch.ones_like(rollout.action_mask), begins, state, delivery, mail
         )
     models = [
-        student_model(students.layers(index), students.message_weights(index))
+        student_model(
+            students.layers(index), students.message_weights(index), students.imputes(index)
+        )
         for index in range(len(team.robots))
     ]
     training = fingerprint([sha256_hex(model) for model in models])[:8]

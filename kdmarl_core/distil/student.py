@@ -12,14 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdmarl_core.distil.messages import (
-    Delivery,
-    Mail,
-    Wiring,
-)
+from kdmarl_core.distil.imputation import Imputation
+from kdmarl_core.distil.messages import Delivery, Mail, Wiring
 from kdmarl_core.distil.stacked import StackedGru, StackedLinear, stacked_weight
-from kdmarl_core.distil.unroll import Unrolled, unroll
-from kdmarl_core.export import SILENT, GruWeights, Layer, MessageWeights
+from kdmarl_core.distil.unroll import Talk, Unrolled, no_gaps, silence, unroll
+from kdmarl_core.export import SILENT, GruWeights, ImputeWeights, Layer, MessageWeights
 from kdmarl_core.restriction import Restriction
 from kdmarl_core.teacher.teacher import mask_logits
 from kdmarl_core.team import Team
@@ -47,6 +44,7 @@ class StudentTeam(nn.Module):
     Where robots tell each other anything, what a robot receives enters its first hidden layer
     beside its own features, and a bounded linear head gives what it sends. Then steps follow one
     another, since a message depends on those before; gradients follow them back to the senders.
+    So they do where robots impute, from their memory and from messages, what an episode hides.
     """
 
     def __init__(self, team: Team) -> None:
@@ -70,6 +68,9 @@ class StudentTeam(nn.Module):
             self.message_ages = nn.Parameter(
                 torch.zeros(len(widths), max(widths), max(wiring.peers))
             )
+        self.imputation: Imputation | None = None
+        if any(robot.student.impute for robot in team.robots):
+            self.imputation = Imputation(team.robots, self.restriction.sensed, self.wiring)
 
     def initial_state(self, episodes: int) -> Tensor:
         """The recurrent state before anything was seen, [N, W, B]; empty without recurrence."""
@@ -102,11 +103,10 @@ class StudentTeam(nn.Module):
         (steps, episodes), robots = begins.shape, len(self.widths)
         features = inputs.permute(2, 3, 0, 1).flatten(2)
         x = self.hidden(self.aligner(features))
-        told: Unrolled | None = None
-        if self.wiring:
-            assert delivery is not None
-            assert mail is not None
-            x, state, told = self._converse(x, begins, state, delivery, mail)
+        if self.wiring or self.imputation:
+            unrolled = self._step_by_step(x, inputs, begins, state, delivery, mail)
+            x = unrolled.embedding
+            state = x[..., -episodes:] if self.recurrent else state
         elif isinstance(self.core, StackedGru):
             x, state = self.core(torch.relu(x), begins, state)
         else:
@@ -119,46 +119,44 @@ class StudentTeam(nn.Module):
             return values.view(robots, -1, steps, episodes).permute(2, 3, 0, 1)
 
         output = StudentOutput(by_step(logits), by_step(log_probs), by_step(x), state)
-        if told is None:
+        if not self.wiring:
             return output
         return output._replace(
-            mail=told.mail,
-            message=told.message.permute(0, 3, 1, 2),
-            held=told.held.permute(0, 3, 1, 2),
+            mail=Mail(unrolled.recent, unrolled.held[-1].flatten(0, 1)),
+            message=unrolled.message.permute(0, 3, 1, 2),
+            held=unrolled.held.permute(0, 3, 1, 2),
         )
 
-    def _converse(
-        self, sensed: Tensor, begins: Tensor, state: Tensor, delivery: Delivery, mail: Mail
-    ) -> tuple[Tensor, Tensor, Unrolled]:
-        """Step after step, as messages need it: only what depends on them is computed here.
+    def _step_by_step(
+        self,
+        sensed: Tensor,
+        inputs: Tensor,
+        begins: Tensor,
+        state: Tensor,
+        delivery: Delivery | None,
+        mail: Mail | None,
+    ) -> Unrolled:
+        """What messages and imputation need: only what depends on them is computed in there.
 
-        Args:
-            sensed: what sensors add to the first hidden layer, [N, W, T * B].
-            begins: [T, B].
-            state: as in `forward`.
-            delivery: as in `forward`.
-            mail: as in `forward`.
-
-        Returns:
-            Embeddings [N, W, T * B], the last state, and what was told.
+        `sensed` is what sensors add to the first hidden layer, [N, W, T * B]; the others are as in
+        `forward`.
         """
-        wiring, core = self.wiring, self.core
-        assert wiring is not None
-        sensed = torch.baddbmm(sensed, self.message_ages, wiring.ages(delivery))
-        routes = wiring.routes(delivery)
-        told = unroll(
-            sensed,
-            self.message_values,
-            core,
-            self.message_head,
-            begins,
-            state,
-            routes,
-            delivery.levels,
-            mail,
-        )
-        last = told.embedding[..., -begins.shape[1] :] if self.recurrent else state
-        return told.embedding, last, told
+        wiring, imputation = self.wiring, self.imputation
+        robots, width, columns = sensed.shape
+        talk, ages = silence(robots, width, *begins.shape), sensed.new_zeros(robots, 0, columns)
+        if wiring:
+            assert delivery is not None
+            assert mail is not None
+            ages = wiring.ages(delivery)
+            sensed = torch.baddbmm(sensed, self.message_ages, ages)
+            head = self.message_head.stacked()
+            routes = wiring.routes(delivery)
+            talk = Talk(self.message_values, *head, *routes, delivery.levels, *mail)
+        gaps = no_gaps(robots, width, columns)
+        if imputation:
+            hidden = self.restriction.hidden(inputs)
+            gaps = imputation.gaps(hidden, self.hidden.weight @ self.aligner.weight, ages)
+        return unroll(sensed, self.core, begins, state, talk, gaps)
 
     def layers(self, robot: int) -> list[Layer | GruWeights]:
         """The deployed network of one robot: without padding, the aligner folded in."""
@@ -172,13 +170,15 @@ class StudentTeam(nn.Module):
         wiring = self.wiring
         if wiring is None:
             return SILENT
-        width, columns, start = self.widths[robot], [], 0
-        senders = [sender for sender, receiver in wiring.links if receiver == robot]
-        for peer, sender in enumerate(senders):
-            end = start + wiring.sizes[sender]
-            columns.append(self.message_values[robot, :width, start:end])
-            columns.append(self.message_ages[robot, :width, peer : peer + 1])
-            start = end
-        read = torch.cat(columns, 1).T.detach().numpy() if columns else None
+        of_values, of_ages = (
+            weight[robot, : self.widths[robot]].T
+            for weight in (self.message_values, self.message_ages)
+        )
+        columns = wiring.in_order(robot, of_values, of_ages)
+        read = None if columns is None else columns.detach().numpy()
         told = self.message_head.of_robot(robot).single() if wiring.sizes[robot] else None
         return MessageWeights(read, told)
+
+    def imputes(self, robot: int) -> ImputeWeights | None:
+        """The deployed weights with which one robot imputes; None if it does not."""
+        return self.imputation.of_robot(robot) if self.imputation else None
