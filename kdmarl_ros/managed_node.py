@@ -7,6 +7,7 @@ is said and leaves the node safe.
 from __future__ import annotations
 
 import abc
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,10 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from kdmarl_core.errors import UserError
 from kdmarl_ros.spin import MessagesFirst, PunctualSpinner, Stop
+
+
+class AskedToEndError(UserError):
+    """A transition was given up, since the node is to end: nobody waits for the reason."""
 
 
 class ManagedNode(LifecycleNode, abc.ABC):
@@ -68,11 +73,8 @@ class ManagedNode(LifecycleNode, abc.ABC):
         self._stop = stop
         executor = SingleThreadedExecutor()
         executor.add_node(self)
-        try:
+        with contextlib.suppress(AskedToEndError):
             self.start()
-        except UserError:
-            if not stop.requested:  # else nobody waits for the reason
-                raise
         spinner = PunctualSpinner(executor)
         while not stop.requested:
             self.safely(spinner.spin_once, self._callback_group.wait_s())

@@ -30,7 +30,7 @@ from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import graph, health, qos, topics
 from kdmarl_ros.console import Console
 from kdmarl_ros.diagnostics import REPORTED_EVERY_S, Diagnostics
-from kdmarl_ros.managed_node import ManagedNode
+from kdmarl_ros.managed_node import AskedToEndError, ManagedNode
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
 from kdmarl_ros.parameters import (
     PolicyParameters,
@@ -318,7 +318,7 @@ class PolicyNode(ManagedNode):
             if named or time.monotonic() > self._knows_peers_s:
                 return others
             if self._stop.requested:
-                raise UserError(f"{topic}: asked to end before it was known who publishes there")
+                raise AskedToEndError(f"{topic}: to end before it was known who publishes there")
             time.sleep(LEAST_CHECK_S)
 
     def _deactivate(self) -> None:

@@ -16,6 +16,7 @@ from ros_driver import ROBOT, Sensors, observations
 
 from kdmarl_ros.msg import AgentAction
 from kdmarl_ros.parameters import PolicyParameters
+from kdmarl_ros.spin import PARENT_VARIABLE
 from kdmarl_ros.topics import POLICY_NODE
 
 pytestmark = pytest.mark.ros
@@ -226,3 +227,10 @@ def test_a_parameter_file_may_name_nodes_as_ros_does(domain, start_node, tmp_pat
     child = start_node("policy_node", "-r", f"__ns:=/{ROBOT}", "--params-file", str(path))
     assert child.wait(timeout=30) == 2
     assert "/nowhere" in child.log.read_text()
+
+
+def test_a_refusal_is_said_even_where_the_end_was_asked_for_already(start_node, monkeypatch):
+    monkeypatch.setenv(PARENT_VARIABLE, "0")  # a supervisor that is gone
+    child = start_node("policy_node", "-r", "__ns:=/robot_0", "-p", "bundle:=nowhere")
+    assert child.wait(timeout=30) == 2
+    assert "kdmarl: nowhere" in child.log.read_text()
