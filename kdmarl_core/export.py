@@ -133,22 +133,22 @@ class _Graph:
         return output
 
     def linear(self, value: str, weight: np.ndarray, bias: np.ndarray, output: str) -> str:
-        for kind, array in (("weight", weight), ("bias", bias)):
-            name = f"{output}_{kind}"
-            self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return self.add("Gemm", [value, f"{output}_weight", f"{output}_bias"], output)
+        names = self._weight(f"{output}_weight", weight), self._weight(f"{output}_bias", bias)
+        return self.add("Gemm", [value, *names], output)
 
     def product(self, value: str, weight: np.ndarray, output: str) -> str:
-        name = f"{output}_weight"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(weight), name))
-        return self.add("MatMul", [value, name], output)
+        return self.add("MatMul", [value, self._weight(f"{output}_weight", weight)], output)
+
+    def _weight(self, name: str, array: np.ndarray) -> str:
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
 
     def imputing(
         self, value: str, weight: np.ndarray, bias: np.ndarray, output: str, impute: ImputeWeights
     ) -> str:
-        """A linear layer of features, of which some are hidden, and of which these are.
+        """The first layer of a student that imputes: of features, and of flags which are visible.
 
-        What is hidden is zero, so that seen + (1 - visible) * guess is what is read.
+        Features that are hidden are zero: what is read is seen + (1 - visible) * guess.
         """
         features = len(impute.bias)
         self.nodes.append(helper.make_node("Split", [value], ["seen", "visible"], axis=1))

@@ -38,27 +38,26 @@ class Restriction(nn.Module):
         drawable = torch.zeros(len(robots), size, dtype=torch.bool)
         always = torch.zeros(len(robots), size)
         bounds = torch.zeros(len(robots), 2, dtype=torch.long)
+        # Of each robot's own features: where its input tells whether they are visible, and which
+        # of them can be hidden.
+        flags = torch.zeros(len(robots), max(self.sensed), dtype=torch.long)
+        hideable = torch.zeros(flags.shape)
         for index, (own, robot) in enumerate(zip(kept, robots, strict=True)):
             if robot.random_features is None:
                 always[index, own] = 1.0
             else:
                 live = torch.from_numpy(live_columns(robot.sensors))
                 drawable[index, own[live]] = True
+                flags[index, : len(own)] = torch.arange(len(own), 2 * len(own))
+                hideable[index, live] = 1.0
                 bounds[index] = torch.tensor(robot.random_features)
         self.register_buffer("gather", gather)
         self.register_buffer("always", always)
         self.register_buffer("drawable", drawable)
         self.register_buffer("bounds", bounds)
-        # Of each robot's own features: where its input tells whether they are visible, and which
-        # of them are drawn.
-        told = torch.zeros(len(robots), max(self.sensed), dtype=torch.long)
-        drawn = torch.zeros(told.shape)
-        for index, own in enumerate(kept):
-            if robots[index].random_features is not None:
-                told[index, : len(own)] = torch.arange(len(own), 2 * len(own))
-                drawn[index, : len(own)] = drawable[index, own].to(drawn.dtype)
-        self.register_buffer("told", told)
-        self.register_buffer("drawn", drawn)
+        # Not parts of a checkpoint, which may be older: they follow from the team.
+        self.register_buffer("flags", flags, persistent=False)
+        self.register_buffer("hideable", hideable, persistent=False)
 
     def draw(self, episodes: int, generator: torch.Generator) -> Tensor:
         """Which features so many episodes show, [episodes, N, D], one or zero each.
@@ -98,7 +97,7 @@ class Restriction(nn.Module):
 
         Of student inputs [..., N, I], as `inputs` gives them; `F` features of who senses most.
         """
-        told: Tensor = self.told  # type: ignore[assignment]
-        visible = inputs.gather(-1, told.expand(*inputs.shape[:-2], -1, -1))
-        hidden: Tensor = self.drawn * (1 - visible)  # type: ignore[operator]
+        flags: Tensor = self.flags  # type: ignore[assignment]
+        visible = inputs.gather(-1, flags.expand(*inputs.shape[:-2], -1, -1))
+        hidden: Tensor = self.hideable * (1 - visible)  # type: ignore[operator]
         return hidden

@@ -21,7 +21,9 @@ from kdmarl_core.bundle import (
 )
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.learner import Learner
+from kdmarl_core.distil.stacked import StackedGru
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.distil.unroll import Unrolled
 from kdmarl_core.export import GruWeights, Layer, MessageWeights, student_model
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
@@ -320,6 +322,47 @@ def make_learner(students, recipe):
     """A learner for students."""
     heads = CoordinationHeads(students, recipe.common_width, recipe.roles)
     return Learner(students, heads, recipe)
+
+
+def _gru_step(core, x, state):
+    """One step of GRUs, left to autograd."""
+    new, reset, update = (core.input_weight @ x + core.input_bias).chunk(3, 1)
+    by_state = (core.state_weight @ state + core.state_bias).chunk(3, 1)
+    reset, update = torch.sigmoid(reset + by_state[0]), torch.sigmoid(update + by_state[1])
+    new = torch.tanh(new + reset * by_state[2])
+    return new + update * (state - new)
+
+
+def unrolled_plainly(sensed, core, begins, state, talk, gaps):
+    """What `kdmarl_core.distil.unroll` does, left to autograd."""
+    robots, episodes = len(sensed), begins.shape[1]
+    embeddings, messages, holdings = [], [], []
+    recent, held = talk.recent, talk.held
+    ages, hidden = (torch.split(field, episodes, -1) for field in (gaps.ages, gaps.hidden))
+    for t, now in enumerate(torch.split(sensed, episodes, -1)):
+        held = talk.stays[t] * held + talk.arrives[t] * recent.gather(0, talk.source[t])
+        by_robot = held.view(robots, talk.values.shape[2], episodes)
+        before = state * ~begins[t]
+        x = now + talk.values @ by_robot
+        if gaps.hidden.shape[1]:
+            past = torch.cat([by_robot, ages[t], before], 1)
+            x = x + gaps.features @ (hidden[t] * (gaps.bias + gaps.weight @ past))
+        x = torch.relu(x)
+        if isinstance(core, StackedGru):
+            x = state = _gru_step(core, x, before)
+        else:
+            x = torch.relu(core(x))
+        message = torch.tanh(talk.head_bias + talk.head_weight @ x)
+        travelling = message
+        if talk.levels.numel():
+            travelling = (message * talk.levels[t, :, None]).round() / talk.levels[t, :, None]
+        newest = (message + (travelling - message).detach()).flatten(0, 1)
+        recent = torch.cat([recent[len(newest) :], newest])
+        embeddings.append(x)
+        messages.append(message)
+        holdings.append(by_robot)
+    stacked = torch.stack(messages), torch.stack(holdings)
+    return Unrolled(torch.cat(embeddings, -1), *stacked, recent)
 
 
 def interrupting(function, at):

@@ -16,6 +16,7 @@ from helpers import (
     make_learner,
     make_teacher,
     opinionated,
+    unrolled_plainly,
     write_yaml,
 )
 
@@ -33,9 +34,7 @@ from kdmarl_core.distil.on_policy import StudentsActing
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.run import Work, distil, export, measure, write_team
 from kdmarl_core.distil.samples import Batch, Labels, label
-from kdmarl_core.distil.stacked import StackedGru
 from kdmarl_core.distil.student import StudentTeam
-from kdmarl_core.distil.unroll import Unrolled
 from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
@@ -274,47 +273,6 @@ def test_step_by_step_equals_whole_sequences(students, load):
         torch.testing.assert_close(found, expected)
 
 
-def gru_step(core, x, state):
-    """One step of GRUs, left to autograd."""
-    new, reset, update = (core.input_weight @ x + core.input_bias).chunk(3, 1)
-    by_state = (core.state_weight @ state + core.state_bias).chunk(3, 1)
-    reset, update = torch.sigmoid(reset + by_state[0]), torch.sigmoid(update + by_state[1])
-    new = torch.tanh(new + reset * by_state[2])
-    return new + update * (state - new)
-
-
-def plainly(sensed, core, begins, state, talk, gaps):
-    """What `unroll` does, left to autograd."""
-    robots, episodes = len(sensed), begins.shape[1]
-    embeddings, messages, holdings = [], [], []
-    recent, held = talk.recent, talk.held
-    ages, hidden = (torch.split(field, episodes, -1) for field in (gaps.ages, gaps.hidden))
-    for t, now in enumerate(torch.split(sensed, episodes, -1)):
-        held = talk.stays[t] * held + talk.arrives[t] * recent.gather(0, talk.source[t])
-        by_robot = held.view(robots, talk.values.shape[2], episodes)
-        before = state * ~begins[t]
-        x = now + talk.values @ by_robot
-        if gaps.hidden.shape[1]:
-            past = torch.cat([by_robot, ages[t], before], 1)
-            x = x + gaps.features @ (hidden[t] * (gaps.bias + gaps.weight @ past))
-        x = torch.relu(x)
-        if isinstance(core, StackedGru):
-            x = state = gru_step(core, x, before)
-        else:
-            x = torch.relu(core(x))
-        message = torch.tanh(talk.head_bias + talk.head_weight @ x)
-        travelling = message
-        if talk.levels.numel():
-            travelling = (message * talk.levels[t, :, None]).round() / talk.levels[t, :, None]
-        newest = (message + (travelling - message).detach()).flatten(0, 1)
-        recent = torch.cat([recent[len(newest) :], newest])
-        embeddings.append(x)
-        messages.append(message)
-        holdings.append(by_robot)
-    stacked = torch.stack(messages), torch.stack(holdings)
-    return Unrolled(torch.cat(embeddings, -1), *stacked, recent)
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(
     ("acting", "of_messages"),
@@ -332,7 +290,7 @@ def test_the_backward_by_hand_is_autograds(load, monkeypatch, network, acting, o
     found = {}
     for name in ("by hand", "plainly"):
         if name == "plainly":
-            monkeypatch.setattr(distil_student, "unroll", plainly)
+            monkeypatch.setattr(distil_student, "unroll", unrolled_plainly)
         students.zero_grad()
         output = run(students, inputs, mask, begins, delivery)
         loss = (output.logits * weight).sum()

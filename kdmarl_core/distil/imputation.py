@@ -59,10 +59,10 @@ class Imputation(nn.Module):
         features = self._sensed[robot]
         weight = self.weight[robot, :features].T
         values, ages, state = torch.split(weight, [*self._received, max(self._widths)])
-        of_messages = self._wiring.in_order(robot, values, ages) if self._wiring else None
+        of_messages = self._wiring.in_order(robot, values, ages) if self._wiring else values
+        of_state = state[: self._widths[robot]]
         return ImputeWeights(
-            None if of_messages is None else _single(of_messages),
-            _single(state[: self._widths[robot]]) if self._widths[robot] else None,
+            *(_single(part) if len(part) else None for part in (of_messages, of_state)),
             _single(self.bias[robot, :features, 0]),
         )
 

@@ -86,27 +86,20 @@ class Wiring:
 
     def read_by(self, receiver: int, held: Tensor, delivery: Delivery) -> Tensor:
         """What one robot read as an `Inbox` gives it, [T, B, R], of values held [T, B, N, V]."""
-        steps, episodes = held.shape[:2]
-        ages = self.ages(delivery)[receiver].view(-1, steps, episodes)
-        parts, start = [held.new_zeros(steps, episodes, 0)], 0
-        for peer, (sender, _) in enumerate(link for link in self.links if link[1] == receiver):
-            end = start + self.sizes[sender]
-            parts += [held[:, :, receiver, start:end], ages[peer, ..., None]]
-            start = end
-        return torch.cat(parts, -1)
+        ages = self.ages(delivery)[receiver].view(-1, *held.shape[:2])
+        return self.in_order(receiver, held[:, :, receiver].permute(2, 0, 1), ages).permute(
+            1, 2, 0
+        )
 
-    def in_order(self, receiver: int, values: Tensor, ages: Tensor) -> Tensor | None:
-        """One robot's weights of values [V, any] and ages [P, any] in an `Inbox`'s order.
-
-        None if it hears nobody.
-        """
-        rows, start = [], 0
+    def in_order(self, receiver: int, values: Tensor, ages: Tensor) -> Tensor:
+        """One robot's own of values [V, ...] and ages [P, ...], [R, ...], as an `Inbox` has them."""
+        rows, start = [values[:0]], 0
         senders = [sender for sender, robot in self.links if robot == receiver]
         for peer, sender in enumerate(senders):
             end = start + self.sizes[sender]
             rows += [values[start:end], ages[peer : peer + 1]]
             start = end
-        return torch.cat(rows) if rows else None
+        return torch.cat(rows)
 
     def routes(self, delivery: Delivery) -> Routes:
         """The same as factors and indices of all values that travel."""

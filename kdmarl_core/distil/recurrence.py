@@ -158,7 +158,7 @@ class GruSteps:
 
 
 class Recurrence(torch.autograd.Function):
-    """GRUs that hear nothing."""
+    """GRUs that hear and impute nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, begins: Tensor, state: Tensor, *parameters: Tensor) -> Tensor:

@@ -238,7 +238,9 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
         )
     models = [
         student_model(
-            students.layers(index), students.message_weights(index), students.imputes(index)
+            students.layers(index),
+            students.message_weights(index),
+            students.impute_weights(index),
         )
         for index in range(len(team.robots))
     ]

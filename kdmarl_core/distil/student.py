@@ -174,11 +174,10 @@ class StudentTeam(nn.Module):
             weight[robot, : self.widths[robot]].T
             for weight in (self.message_values, self.message_ages)
         )
-        columns = wiring.in_order(robot, of_values, of_ages)
-        read = None if columns is None else columns.detach().numpy()
+        read = wiring.in_order(robot, of_values, of_ages).detach().numpy()
         told = self.message_head.of_robot(robot).single() if wiring.sizes[robot] else None
-        return MessageWeights(read, told)
+        return MessageWeights(read if len(read) else None, told)
 
-    def imputes(self, robot: int) -> ImputeWeights | None:
+    def impute_weights(self, robot: int) -> ImputeWeights | None:
         """The deployed weights with which one robot imputes; None if it does not."""
         return self.imputation.of_robot(robot) if self.imputation else None

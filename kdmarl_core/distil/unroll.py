@@ -6,8 +6,8 @@ way back through time only passes on what each step owes to those before it; wei
 one product per layer.
 
 Shapes: `T` steps, `B` episodes side by side, `N` robots, `W` widest student, `M` widest message,
-`V` most values that a robot receives, `D` steps that messages are late at most, `F` most features
-that a robot imputes, `P` most numbers that it does so from.
+`V` most values that a robot receives, `D` steps that messages are late at most, `F` features of
+who senses most, `P` most numbers that are imputed from.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def unroll(
     """Run through time.
 
     Args:
-        sensed: what all but messages and what is imputed adds to the first layer, [N, W, T * B].
+        sensed: what all but values received and imputed adds to the first layer, [N, W, T * B].
         core: the second layer.
         begins: whether episodes begin with a step, [T, B].
         state: of recurrent students before the first step, [N, W, B]; [N, 0, B] of others.
