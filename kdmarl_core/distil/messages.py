@@ -92,7 +92,7 @@ class Wiring:
         )
 
     def in_order(self, receiver: int, values: Tensor, ages: Tensor) -> Tensor:
-        """One robot's own of values [V, ...] and ages [P, ...], [R, ...], as an `Inbox` has them."""
+        """Of values [V, ...] and ages [P, ...] a robot's own, [R, ...], in the order of `Inbox`."""
         rows, start = [values[:0]], 0
         senders = [sender for sender, robot in self.links if robot == receiver]
         for peer, sender in enumerate(senders):
