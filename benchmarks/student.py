@@ -3,9 +3,10 @@
     python benchmarks/student.py --team simple_spread --team smax_8m
 
 The floor runs every matrix product of one update, forward and backward, on tensors of the same
-shapes and nothing else; those of messages and of what is imputed are left out. Both alternate in one process, and the ratio is of their medians. With
-`--messages SIZE` the update of the same team whose robots tell each other so many values, grounded
-as in the recipes of messages, is measured against the update of the silent team.
+shapes and nothing else; those of messages and of what is imputed are left out. Both alternate in
+one process, and the ratio is of their medians. With `--messages SIZE` the update of the same team
+whose robots tell each other so many values, grounded as in the recipes of messages, is measured
+against the update of the silent team.
 """
 
 from __future__ import annotations

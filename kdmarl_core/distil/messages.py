@@ -92,7 +92,7 @@ class Wiring:
         )
 
     def in_order(self, receiver: int, values: Tensor, ages: Tensor) -> Tensor:
-        """Of values [V, ...] and ages [P, ...] a robot's own, [R, ...], in the order of `Inbox`."""
+        """A robot's own of values [V, ...] and ages [P, ...], [R, ...], in an `Inbox`'s order."""
         rows, start = [values[:0]], 0
         senders = [sender for sender, robot in self.links if robot == receiver]
         for peer, sender in enumerate(senders):
