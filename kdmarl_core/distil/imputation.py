@@ -62,7 +62,8 @@ class Imputation(nn.Module):
         of_messages = self._wiring.in_order(robot, values, ages) if self._wiring else values
         of_state = state[: self._widths[robot]]
         return ImputeWeights(
-            *(_single(part) if len(part) else None for part in (of_messages, of_state)),
+            _single(of_messages) if len(of_messages) else None,
+            _single(of_state) if len(of_state) else None,
             _single(self.bias[robot, :features, 0]),
         )
 
