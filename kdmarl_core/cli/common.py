@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +16,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -33,6 +36,7 @@ TORCHS_MEMORY_ERROR = "can't allocate memory: "
 Command = Callable[[argparse.Namespace], None]
 MOST_THREADS = 1024
 LONGEST_LINE = 10_000  # characters
+SAID_EVERY_S = 60.0  # how far work is, where there is no terminal
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
@@ -172,9 +176,38 @@ def positive(text: str) -> int:
     return value
 
 
+class _Progress(Progress):
+    """Bars; where there is no terminal, as in a log, a line every minute instead."""
+
+    _said_s = 0.0
+
+    def start(self) -> None:
+        """Begin to count the time."""
+        super().start()
+        self._said_s = self.get_time()
+
+    def update(self, task_id: TaskID, *arguments: Any, **changes: Any) -> None:
+        """As `Progress.update`."""
+        super().update(task_id, *arguments, **changes)
+        now_s = self.get_time()
+        if self.disable and now_s - self._said_s >= SAID_EVERY_S:
+            self._said_s = now_s
+            self._say(next(task for task in self.tasks if task.id == task_id))
+
+    def _say(self, task: Task) -> None:
+        done = "" if task.total is None else f": {task.completed:g} of {task.total:g}"
+        parts = [task.description + done]
+        if task.fields["figures"]:
+            parts.append(task.fields["figures"])
+        parts.append(f"{timedelta(seconds=int(task.elapsed or 0))} elapsed")
+        if task.time_remaining is not None:
+            parts.append(f"{timedelta(seconds=int(task.time_remaining))} left")
+        self.console.print(", ".join(parts), soft_wrap=True)
+
+
 def progress_bar() -> Progress:
-    """A progress bar on standard error with the time left; silent where there is no terminal."""
-    return Progress(
+    """Progress on standard error with the time left: bars, or lines in a log."""
+    return _Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
