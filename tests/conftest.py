@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import write_yaml
 from hypothesis import settings
 
 from kdmarl_core.errors import UserError
 from kdmarl_core.tasks.mpe import MpeTask
+from kdmarl_core.team import load_team
 from kdmarl_ros.cli import main
 
 # The same examples each time, however slow the machine is today.
@@ -50,6 +52,16 @@ def _compiled_once(tmp_path_factory):
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
         yield
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a team from a document with changes."""
+
+    def make(document, *changes):
+        return load_team(str(write_yaml(tmp_path / "team.yaml", document)), changes)
+
+    return make
 
 
 _made = {}  # simulators by task, opponent and size

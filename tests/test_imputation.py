@@ -12,7 +12,6 @@ from helpers import (
     make_teacher,
     opinionated,
     unrolled_plainly,
-    write_yaml,
 )
 
 from kdmarl_core.bundle import BundlePolicy
@@ -52,16 +51,6 @@ FEED_FORWARD = changed(TALKING, "defaults.student.network", "mlp")
 TEAMS = {"silent": SILENT, "talking": TALKING, "feed-forward": FEED_FORWARD}
 LIVE = (14, 10, 14)  # features that can be hidden of each robot
 STEPS, EPISODES = 9, 6
-
-
-@pytest.fixture
-def load(tmp_path):
-    """Loads a team from a document with changes."""
-
-    def make(document, *changes):
-        return load_team(str(write_yaml(tmp_path / "team.yaml", document)), changes)
-
-    return make
 
 
 @pytest.fixture(params=TEAMS)

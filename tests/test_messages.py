@@ -17,7 +17,6 @@ from helpers import (
     make_teacher,
     opinionated,
     unrolled_plainly,
-    write_yaml,
 )
 
 from kdmarl_core.bundle import BundlePolicy, Disturbance, Inbox, PeerEntry, encode
@@ -38,7 +37,7 @@ from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_bundles
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
 
@@ -50,16 +49,6 @@ LIMITED = {
     },
 }
 NETWORKS = ["mlp", "gru"]
-
-
-@pytest.fixture
-def load(tmp_path):
-    """Loads a team from a document with changes."""
-
-    def make(document, *changes):
-        return load_team(str(write_yaml(tmp_path / "team.yaml", document)), changes)
-
-    return make
 
 
 # Team files

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,16 +56,12 @@ class Imputation(nn.Module):
         if not self._imputes[robot]:
             return None
         features = self._sensed[robot]
-        weight = self.weight[robot, :features].T
+        weight, bias = self.weight.detach()[robot, :features].T, self.bias.detach()[robot]
         values, ages, state = torch.split(weight, [*self._received, max(self._widths)])
         of_messages = self._wiring.in_order(robot, values, ages) if self._wiring else values
         of_state = state[: self._widths[robot]]
         return ImputeWeights(
-            _single(of_messages) if len(of_messages) else None,
-            _single(of_state) if len(of_state) else None,
-            _single(self.bias[robot, :features, 0]),
+            of_messages.numpy() if len(of_messages) else None,
+            of_state.numpy() if len(of_state) else None,
+            bias[:features, 0].numpy(),
         )
-
-
-def _single(values: Tensor) -> np.ndarray:
-    return values.detach().numpy().astype(np.float32)

@@ -181,14 +181,15 @@ class _Unroll(torch.autograd.Function):
                 owed = torch.baddbmm(owed, talk.head_weight.transpose(1, 2), to_message[t])
             owed = torch.bmm(core_weight.transpose(1, 2), core.backward(t, owed))
             _relu_backward(owed, first[t], 0, grad_input=to_first[t])
-            owed = torch.bmm(talk.values.transpose(1, 2), to_first[t])
             if imputes:
                 by_feature = torch.bmm(gaps.features.transpose(1, 2), to_first[t])
                 torch.mul(by_feature, hidden[t], out=to_guess[t])
                 by_past = torch.bmm(gaps.weight.transpose(1, 2), to_guess[t])
-                owed += by_past[:, :received]
                 core.owe(t, by_past[:, ctx.aged :])
             if received:
+                owed = torch.bmm(talk.values.transpose(1, 2), to_first[t])
+                if imputes:
+                    owed += by_past[:, :received]
                 owed = owed.flatten(0, 1)
                 to_held = owed if to_held is None else owed.addcmul_(talk.stays[t + 1], to_held)
                 everything.scatter_add_(0, ctx.rows[t], talk.arrives[t] * to_held)
