@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--network", choices=["mlp", "gru"], help="instead of the team's")
     parser.add_argument("--messages", type=int, metavar="SIZE", help="values that robots tell")
     parser.add_argument("--impute", action="store_true", help="what is hidden at random")
+    parser.add_argument("--encoding", type=int, metavar="SIZE", help="of the rows of blocks")
     parser.add_argument("--rounds", type=int, default=60, help="default 60")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--json", action="store_true")
@@ -51,6 +52,8 @@ def main() -> int:
         changes = []
         if arguments.impute:
             changes.append("defaults.student.impute=true")
+        if arguments.encoding is not None:
+            changes.append(f"defaults.student.encoding={arguments.encoding}")
         if arguments.messages:
             changes.append(f"defaults.messages={{size: {arguments.messages}, to: all}}")
         if changes:

@@ -20,7 +20,7 @@ from kdmarl_core.bundle.policy import (
 )
 from kdmarl_core.errors import UserError
 
-OPSET = 17
+OPSET = 12  # the newest in which sizes of a Split are an attribute, and no integers as weights
 IR_VERSION = 8
 LARGEST_DIFFERENCE = 1e-5
 
@@ -67,21 +67,33 @@ class ImputeWeights(NamedTuple):
     bias: np.ndarray  # [F]
 
 
+class EncodedWeights(NamedTuple):
+    """How a student reads a block that lists several things, and how it aims at them."""
+
+    rows: np.ndarray  # columns of the observation, [U, F]
+    encoder: Layer  # of a row, [F, E]
+    pool: np.ndarray  # of the greatest encodings to the first layer, [E, W]
+    aim: Layer | None  # from the last hidden layer, [W, E]; None: no action aims at any row
+    actions: Sequence[int]  # that aim at the rows
+
+
 def student_model(
     layers: Sequence[Layer | GruWeights],
     messages: MessageWeights = SILENT,
     impute: ImputeWeights | None = None,
+    encoded: Sequence[EncodedWeights] = (),
 ) -> bytes:
     """An ONNX model of linear layers, with ReLU between them, and at most one GRU.
 
     Inputs observation [n, D], messages [n, R] if the student listens, and state [n, W] if there
     is a GRU; outputs logits [n, A], message [n, M] if it tells others something, and next_state
     [n, W]. If it imputes, the first half of an observation is features, the other one tells which
-    of them are visible. The graph is written directly from the weights, so that it holds these
-    operators and nothing else.
+    of them are visible. If it encodes blocks, the first layer reads the rest of an observation.
+    The graph is written directly from the weights, so that it holds these operators and nothing
+    else.
     """
     graph = _Graph()
-    features = next(iter(layers[0])).shape[0]
+    features = next(iter(layers[0])).shape[0] + sum(block.rows.size for block in encoded)
     actions = layers[-1][1].shape[0]
     inputs = [_tensor(OBSERVATION, features)]
     outputs = [_tensor(LOGITS, actions)]
@@ -99,10 +111,12 @@ def student_model(
         elif i == len(layers) - 1:
             if messages.head is not None:
                 graph.add("Tanh", [graph.linear(value, *messages.head, "told")], MESSAGE)
-            graph.linear(value, *layer, LOGITS)
+            graph.logits(value, *layer, encoded)
         else:
             if i == 0 and impute is not None:
                 sums = graph.imputing(value, *layer, f"linear_{i}", impute)
+            elif i == 0 and encoded:
+                sums = graph.encoding(*layer, f"linear_{i}", encoded)
             else:
                 sums = graph.linear(value, *layer, f"linear_{i}")
             if i == 0 and messages.input_weight is not None:
@@ -127,6 +141,7 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self._names: set[str] = set()
 
     def add(self, operator: str, inputs: list[str], output: str) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [output]))
@@ -140,7 +155,10 @@ class _Graph:
         return self.add("MatMul", [value, self._weight(f"{output}_weight", weight)], output)
 
     def _weight(self, name: str, array: np.ndarray) -> str:
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        """A weight by its name; one that is there already serves once more."""
+        if name not in self._names:
+            self._names.add(name)
+            self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def imputing(
@@ -170,6 +188,67 @@ class _Graph:
         heard = self.product(MESSAGES, impute.messages, "heard")
         return self.add("Add", [remembered, heard], "guess")
 
+    def encoding(
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        output: str,
+        blocks: Sequence[EncodedWeights],
+    ) -> str:
+        """The first layer of a student that encodes blocks: of what is pooled, and of the rest."""
+        rows = [row for block in blocks for row in block.rows]
+        rest = np.setdiff1d(np.arange(len(weight) + sum(map(len, rows))), np.concatenate(rows))
+        runs = [run for columns in (rest, *rows) for run in _runs(columns)]
+        runs.sort(key=lambda run: int(run[0]))
+        pieces, sizes = [_piece(run) for run in runs], [len(run) for run in runs]
+        self.nodes.append(helper.make_node("Split", [OBSERVATION], pieces, axis=1, split=sizes))
+        parts = self._of_columns(rest, weight, "rest", "rest")
+        for b, block in enumerate(blocks):
+            encodings = []
+            for u, row in enumerate(block.rows):
+                sums = self._of_columns(row, block.encoder.weight, f"encoder_{b}", f"row_{b}_{u}")
+                shift = self._weight(f"encoder_{b}_bias", block.encoder.bias)
+                total = self.add("Sum", [*sums, shift], f"sums_{b}_{u}")
+                encodings.append(self.add("Relu", [total], _encoding(b, u)))
+            most = self.add("Max", encodings, f"most_{b}")
+            parts.append(self.product(most, block.pool, f"pooled_{b}"))
+        return self.add("Sum", [*parts, self._weight(f"{output}_bias", bias)], output)
+
+    def _of_columns(
+        self, columns: np.ndarray, weight: np.ndarray, shared: str, output: str
+    ) -> list[str]:
+        """Products of pieces of the observation that lie in these columns; to be added up.
+
+        The weights are called `shared`, and may serve several times.
+        """
+        parts, done = [], 0
+        for k, run in enumerate(_runs(columns)):
+            own = self._weight(f"{shared}_weight_{k}", weight[done : done + len(run)])
+            parts.append(self.add("MatMul", [_piece(run), own], f"{output}_{k}"))
+            done += len(run)
+        return parts
+
+    def logits(
+        self, value: str, weight: np.ndarray, bias: np.ndarray, blocks: Sequence[EncodedWeights]
+    ) -> None:
+        """The last layer, and what encodings add to the logits of actions that aim at them."""
+        targets = [(b, block) for b, block in enumerate(blocks) if block.aim]
+        if not targets:
+            self.linear(value, weight, bias, LOGITS)
+            return
+        parts = [self.linear(value, weight, bias, "of_actions")]
+        for b, block in targets:
+            assert block.aim is not None
+            aim = self.linear(value, *block.aim, f"aim_{b}")
+            ones = self._weight(f"ones_{b}", np.ones((len(block.aim.bias), 1), np.float32))
+            for u, action in enumerate(block.actions):
+                here = np.eye(len(bias), dtype=np.float32)[action]
+                met = self.add("Mul", [_encoding(b, u), aim], f"met_{b}_{u}")
+                score = self.add("MatMul", [met, ones], f"score_{b}_{u}")
+                only = self._weight(f"action_{action}", here)
+                parts.append(self.add("Mul", [score, only], f"scores_{b}_{u}"))
+        self.add("Sum", parts, LOGITS)
+
     def gru(self, value: str, gru: GruWeights) -> str:
         gates = ["reset", "update", "new"]
         for source, name, weight, bias in (
@@ -188,6 +267,19 @@ class _Graph:
         self.add("Sub", [STATE, "new"], "change")
         self.add("Mul", ["update", "change"], "kept")
         return self.add("Add", ["new", "kept"], NEXT_STATE)
+
+
+def _runs(columns: np.ndarray) -> list[np.ndarray]:
+    """Columns, cut where one does not follow the one before; none of none."""
+    return np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1) if len(columns) else []
+
+
+def _piece(run: np.ndarray) -> str:
+    return f"{OBSERVATION}_{run[0]}"
+
+
+def _encoding(block: int, row: int) -> str:
+    return f"encoding_{block}_{row}"
 
 
 def _tensor(name: str, size: int) -> onnx.ValueInfoProto:

@@ -45,10 +45,18 @@ class StudentSpec:
     network: Literal["mlp", "gru"]
     width: int
     impute: bool = False  # features that are hidden at random, from memory and messages
+    encoding: int = 0  # values that each row of a block which lists several becomes; 0: it is read
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width")
-        check_at_most(MOST_WIDTH, self, "width")
+        check_at_least(0, self, "encoding")
+        for key in ("width", "encoding"):
+            check_at_most(MOST_WIDTH, self, key)
+        if self.encoding and self.impute:
+            raise UserError(
+                f"encoding: {self.encoding} with impute: true: what is imputed is not known "
+                "before a step, and encodings are computed for all at once; leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,11 @@ class Robot:
         return self.flies.name if self.flies else self.name
 
     @property
+    def encoded(self) -> tuple[Block, ...]:
+        """The sensors whose rows its student encodes."""
+        return tuple(block for block in self.sensors if self.student.encoding and block.rows > 1)
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
         """What the student reads: its sensors and, if some are hidden, which are visible."""
         if self.random_features is None:
@@ -271,8 +284,9 @@ class Team:
 
 def _record(robot: Robot) -> dict[str, Any]:
     student = dataclasses.asdict(robot.student)
-    if not robot.student.impute:
-        del student["impute"]
+    for key in ("impute", "encoding"):
+        if not student[key]:
+            del student[key]
     record = {
         "agent": robot.agent.name,
         "sensors": [block.name for block in robot.sensors],
@@ -324,6 +338,12 @@ def _load_alone(path: Path, changes: Sequence[str] = ()) -> tuple[Team, str | No
         raise UserError(
             f"{path}: robots: student: network: {sorted(networks)} are mixed, but a team is "
             "trained as one; give all robots the same network"
+        )
+    if any(robot.student.encoding for robot in robots) and not any(r.encoded for r in robots):
+        listing = sorted({b.name for a in task.spec.agents for b in a.blocks if b.rows > 1})
+        raise UserError(
+            f"{path}: robots: student: encoding: is given, but no robot senses a block that lists "
+            f"several things ({', '.join(listing) or 'there is none'}); leave it out"
         )
     robots.sort(key=lambda robot: order.index(robot.agent.name))
     robots = _connected(robots, task.spec.episode_steps, path)

@@ -12,11 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdmarl_core.distil.encoding import Encoding
 from kdmarl_core.distil.imputation import Imputation
 from kdmarl_core.distil.messages import Delivery, Mail, Wiring
 from kdmarl_core.distil.stacked import StackedGru, StackedLinear, stacked_weight
 from kdmarl_core.distil.unroll import Talk, Unrolled, no_gaps, silence, unroll
-from kdmarl_core.export import SILENT, GruWeights, ImputeWeights, Layer, MessageWeights
+from kdmarl_core.export import (
+    SILENT,
+    EncodedWeights,
+    GruWeights,
+    ImputeWeights,
+    Layer,
+    MessageWeights,
+)
 from kdmarl_core.restriction import Restriction
 from kdmarl_core.teacher.teacher import mask_logits
 from kdmarl_core.team import Team
@@ -45,6 +53,8 @@ class StudentTeam(nn.Module):
     beside its own features, and a bounded linear head gives what it sends. Then steps follow one
     another, since a message depends on those before; gradients follow them back to the senders.
     So they do where robots impute, from their memory and from messages, what an episode hides.
+
+    Where robots encode what blocks list, the aligner reads the other blocks only.
     """
 
     def __init__(self, team: Team) -> None:
@@ -53,7 +63,8 @@ class StudentTeam(nn.Module):
         actions = [len(robot.agent.actions) for robot in team.robots]
         self.restriction = Restriction(team)
         self.widths = widths
-        self.aligner = StackedLinear(self.restriction.sizes, widths, 1.0)
+        self.encoding = Encoding(team.robots, self.restriction.sizes)
+        self.aligner = StackedLinear(self.encoding.rest_sizes, widths, 1.0)
         self.hidden = StackedLinear(widths, widths, math.sqrt(2))
         self.recurrent = team.robots[0].student.network == "gru"
         self.core: StackedGru | StackedLinear = (
@@ -102,7 +113,9 @@ class StudentTeam(nn.Module):
         """
         (steps, episodes), robots = begins.shape, len(self.widths)
         features = inputs.permute(2, 3, 0, 1).flatten(2)
-        x = self.hidden(self.aligner(features))
+        encodings = self.encoding(features)
+        x = self.hidden(self.aligner(self.encoding.rest(features)))
+        x = self.encoding.add_pooled(x, encodings)
         if self.wiring or self.imputation:
             unrolled = self._step_by_step(x, inputs, begins, state, delivery, mail)
             x = unrolled.embedding
@@ -111,7 +124,7 @@ class StudentTeam(nn.Module):
             x, state = self.core(torch.relu(x), begins, state)
         else:
             x = torch.relu(self.core(torch.relu(x)))
-        logits = self.head(x)
+        logits = self.encoding.add_scores(self.head(x), encodings, x)
         legal = action_mask.permute(2, 3, 0, 1).flatten(2)
         log_probs = torch.log_softmax(mask_logits(logits, legal), 1)
 
@@ -177,6 +190,10 @@ class StudentTeam(nn.Module):
         read = wiring.in_order(robot, of_values, of_ages).detach().numpy()
         told = self.message_head.of_robot(robot).single() if wiring.sizes[robot] else None
         return MessageWeights(read if len(read) else None, told)
+
+    def encoded_weights(self, robot: int) -> list[EncodedWeights]:
+        """The deployed weights with which one robot encodes blocks."""
+        return self.encoding.of_robot(robot)
 
     def impute_weights(self, robot: int) -> ImputeWeights | None:
         """The deployed weights with which one robot imputes; None if it does not."""

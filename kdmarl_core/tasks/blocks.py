@@ -13,13 +13,25 @@ VISIBLE = "visible"  # what a student that features are hidden from is told
 
 @dataclass(frozen=True)
 class Block:
-    """A named, contiguous part of an observation, in the task's own order."""
+    """A named, contiguous part of an observation, in the task's own order.
+
+    A block may list several things of one kind, each by a row of as many features.
+    """
 
     name: str
     size: int
     unit: str
     description: str = ""
     idle: tuple[int, ...] = ()  # features of the block that never change in this task
+    rows: int = 1
+    aims: tuple[str, ...] = ()  # by row, the action that aims at the thing there; none: nothing
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.size % self.rows or len(self.aims) not in (0, self.rows):
+            raise ValueError(
+                f"block '{self.name}': {self.size} features and {len(self.aims)} aims do not make "
+                f"{self.rows} rows"
+            )
 
 
 def block_columns(blocks: Sequence[Block]) -> dict[str, slice]:

@@ -77,11 +77,13 @@ def simple_spread_of(name: str, where: str) -> MpeTask:
 
 def _spread_layout(robots: int) -> tuple[Block, ...]:
     """The scenario's own observation."""
+    landmarks = "landmarks relative to the robot, x, y each"
+    others = "other robots relative to the robot, x, y each"
     return (
         Block("velocity", 2, "m/s", "own velocity x, y"),
         Block("position", 2, "m", "own position x, y"),
-        Block("landmarks", 2 * robots, "m", "landmarks relative to the robot, x, y each"),
-        Block("others", 2 * (robots - 1), "m", "other robots relative to the robot, x, y each"),
+        Block("landmarks", 2 * robots, "m", landmarks, rows=robots),
+        Block("others", 2 * (robots - 1), "m", others, rows=robots - 1),
         Block(
             "messages",
             2 * (robots - 1),
@@ -126,7 +128,7 @@ def simple_speaker_listener() -> MpeTask:
         "listener_0",
         (
             Block("velocity", 2, "m/s", "own velocity x, y"),
-            Block("landmarks", 6, "m", "landmarks relative to the robot, x, y each"),
+            Block("landmarks", 6, "m", "landmarks relative to the robot, x, y each", rows=3),
             Block("messages", 3, "1", "what the speaker said last, one-hot"),
         ),
         MOVES,
@@ -147,14 +149,17 @@ def simple_adversary() -> MpeTask:
     closeness to it and for the adversary's distance from it. The adversary is a frozen opponent:
     it was trained together with a team of its own.
     """
-    landmarks = Block("landmarks", 4, "m", "both landmarks relative to the robot, x, y each")
+    landmarks = Block(
+        "landmarks", 4, "m", "both landmarks relative to the robot, x, y each", rows=2
+    )
     robot = (
         Block("goal", 2, "m", "the landmark to be reached, relative to the robot, x, y"),
         landmarks,
         Block("adversary", 2, "m", "the adversary relative to the robot, x, y"),
         Block("teammates", 2, "m", "the other robot relative to the robot, x, y"),
     )
-    adversary = (landmarks, Block("others", 4, "m", "both robots relative to it, x, y each"))
+    others = Block("others", 4, "m", "both robots relative to it, x, y each", rows=2)
+    adversary = (landmarks, others)
     agents = tuple(AgentSpec(f"agent_{i}", robot, MOVES) for i in (0, 1))
     opponent = Opponent(
         AgentSpec("adversary_0", adversary, MOVES), "mpe_simple_adversary_opponent"

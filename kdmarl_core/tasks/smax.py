@@ -76,8 +76,8 @@ def _fixed(allies: Sequence[int], enemies: Sequence[int]) -> Scenario:
 
 def _task(name: str, scenario: Scenario) -> SmaxTask:
     allies, enemies = len(scenario.allies), len(scenario.enemies)
-    actions = (*MOVES, *(f"attack_{i}" for i in range(enemies)))
-    blocks = _blocks(scenario)
+    attacks = tuple(f"attack_{i}" for i in range(enemies))
+    blocks = _blocks(scenario, attacks)
     units = Units(
         allies,
         enemies,
@@ -89,7 +89,9 @@ def _task(name: str, scenario: Scenario) -> SmaxTask:
     return SmaxTask(
         spec=TaskSpec(
             name=f"smax/{name}",
-            agents=tuple(AgentSpec(f"ally_{i}", blocks, actions) for i in range(allies)),
+            agents=tuple(
+                AgentSpec(f"ally_{i}", blocks, (*MOVES, *attacks)) for i in range(allies)
+            ),
             episode_steps=EPISODE_STEPS,
             ends_early=True,
             # What every unit of both teams knows of itself, and the share of the episode that
@@ -105,7 +107,7 @@ def _task(name: str, scenario: Scenario) -> SmaxTask:
     )
 
 
-def _blocks(scenario: Scenario) -> tuple[Block, ...]:
+def _blocks(scenario: Scenario, attacks: tuple[str, ...]) -> tuple[Block, ...]:
     """SMAX's own order and scaling; everything about a unit is zero once it is dead.
 
     A unit's type bits are zero while it is dead or out of sight, so only the bits of types that a
@@ -120,13 +122,17 @@ def _blocks(scenario: Scenario) -> tuple[Block, ...]:
     own = f"{', '.join(OWN)}, one bit per unit type; position in map sizes, all else as shares"
     return (
         _block("allies", SEEN, seen, allies),
-        _block("enemies", SEEN, seen, scenario.enemies),
+        _block("enemies", SEEN, seen, scenario.enemies, attacks),
         _block("own", OWN, own, [frozenset[int]().union(*scenario.allies)]),
     )
 
 
 def _block(
-    name: str, features: Sequence[str], description: str, slots: Sequence[frozenset[int]]
+    name: str,
+    features: Sequence[str],
+    description: str,
+    slots: Sequence[frozenset[int]],
+    aims: tuple[str, ...] = (),
 ) -> Block:
     """One block of `features` and type bits for every slot, which can hold the types given."""
     width = len(features) + len(UNIT_TYPES)
@@ -136,7 +142,7 @@ def _block(
         for unit in range(len(UNIT_TYPES))
         if unit not in possible
     )
-    return Block(name, width * len(slots), "1", description, idle)
+    return Block(name, width * len(slots), "1", description, idle, len(slots), aims)
 
 
 @dataclass(frozen=True)
