@@ -4,9 +4,10 @@
 
 The floor runs every matrix product of one update, forward and backward, on tensors of the same
 shapes and nothing else; those of messages and of what is imputed are left out. Both alternate in
-one process, and the ratio is of their medians. With `--messages SIZE`, `--impute` or both the
-update of the same team whose robots tell each other so many values, grounded as in the recipes of
-messages, or impute what is hidden from them, is measured against the update of the team as it is.
+one process, and the ratio is of their medians. With `--messages SIZE`, `--impute` or `--encoding
+SIZE` the update of the same team is measured against its update as it is, if robots tell each
+other so many values, grounded as in the recipes of messages, impute what is hidden from them, or
+encode what blocks list in so many values (0: if they do not).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> int:
     parser.add_argument("--network", choices=["mlp", "gru"], help="instead of the team's")
     parser.add_argument("--messages", type=int, metavar="SIZE", help="values that robots tell")
     parser.add_argument("--impute", action="store_true", help="what is hidden at random")
-    parser.add_argument("--encoding", type=int, metavar="SIZE", help="of the rows of blocks")
+    parser.add_argument("--encoding", type=int, metavar="SIZE", help="of rows of blocks")
     parser.add_argument("--rounds", type=int, default=60, help="default 60")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--json", action="store_true")
@@ -152,19 +153,25 @@ def _products(students: StudentTeam, batch: Batch) -> Callable[[], None]:
     """
     robots, samples = len(students.widths), batch.labels.begins.numel()
     width = max(students.widths)
-    inputs, actions = max(students.restriction.sizes), batch.labels.action_mask.shape[-1]
-    layers = [(inputs, width, samples), (width, width, samples), (width, actions, samples)]
+    inputs, actions = max(students.encoding.rest_sizes), batch.labels.action_mask.shape[-1]
+    first = [(inputs, width, samples)]
+    layers = [(width, width, samples), (width, actions, samples)]
+    for block in students.encoding.blocks:
+        features, rows = block.cut.shape
+        size = max(block.encoder.outputs)
+        first.append((features, size, rows * samples))
+        layers += [(size, width, samples), *([(width, size, samples)] if block.aims else [])]
     steps = batch.labels.begins.shape[0] if students.recurrent else 0
     layers += [(width, 3 * width, samples)] * 2 if steps else [(width, width, samples)]
     products = []
-    for index, (a, b, n) in enumerate(layers):
+    for index, (a, b, n) in enumerate(first + layers):
         weight, x = torch.randn(robots, b, a), torch.randn(robots, a, n)
         gradient = torch.randn(robots, b, n)
         products.append((gradient, x.transpose(1, 2)))
-        times = steps if steps and index == len(layers) - 1 else 1
+        times = steps if steps and index == len(first + layers) - 1 else 1
         for part in torch.chunk(x, times, -1):
             products.append((weight, part.contiguous()))
-        if index:  # nothing learns below the first layer
+        if index >= len(first):  # nothing learns below the first layers
             for part in torch.chunk(gradient, times, -1):
                 products.append((weight.transpose(1, 2), part.contiguous()))
 

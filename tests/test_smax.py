@@ -123,6 +123,22 @@ def test_idle_features_are_those_that_never_change(name, played):
     assert changing.tolist() == live_columns(history.spec.agents[0].blocks).tolist()
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_an_attack_aims_at_the_enemy_of_its_row(name, played):
+    """Where it is legal, that row shows somebody who is alive."""
+    history = played(name)
+    agent = history.spec.agents[0]
+    allies, enemies, _ = agent.blocks
+    assert (allies.rows, allies.aims) == (history.spec.num_agents - 1, ())
+    assert enemies.aims == agent.actions[ATTACK:]
+    columns = block_columns(agent.blocks)["enemies"]
+    legal = np.concatenate([step.action_mask[..., ATTACK:] for step in history.shown])
+    seen = np.concatenate([step.observation[..., columns] for step in history.shown])
+    health = seen.reshape(*legal.shape, -1)[..., 0]
+    assert (health[legal] > 0).all()
+    assert min(legal.sum(), (health == 0).sum()) > 100
+
+
 @pytest.mark.parametrize("name", ["5m_vs_6m", "3s5z", "smacv2_5_units"])
 def test_observations_follow_from_the_joint_state(name, played):
     history = played(name)

@@ -103,13 +103,14 @@ class Cut(nn.Module):
         for robot, own in enumerate(columns):
             part = tuple(map(slice, own.shape))
             flat[robot][part], there[robot][part] = robot * inputs + own, 1.0
+        self.shape = shape[1:]
         self._flat = torch.from_numpy(flat)
         self._there = None if there.all() else torch.from_numpy(there)[..., None]
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, *shape, C] of inputs [N, I, C]."""
         cut = features.flatten(0, 1).index_select(0, self._flat.flatten())
-        cut = cut.view(*self._flat.shape, features.shape[-1])
+        cut = cut.view(len(features), *self.shape, features.shape[-1])
         return cut if self._there is None else cut * self._there
 
 
