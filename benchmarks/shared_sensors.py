@@ -27,6 +27,7 @@ from kdmarl_core.distil.recipe import load_recipe
 from kdmarl_core.distil.run import Work, planned_buffer
 from kdmarl_core.distil.stacked import StackedLinear
 from kdmarl_core.distil.student import StudentTeam
+from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import RandomPlayer, play, returns
 from kdmarl_core.metrics import Returns, normalised_retention, percent
 from kdmarl_core.process import prepare_training
@@ -87,6 +88,10 @@ class SharingTeam(StudentTeam):
 
     def __init__(self, team: Team, *, late: bool) -> None:
         super().__init__(team)
+        if any(robot.encoded for robot in team.robots):
+            raise UserError(
+                f"{team.path}: encoding: what others sense is not encoded; leave it out"
+            )
         self.restriction = SharedSensors(team, late=late)
         self.aligner = StackedLinear(self.restriction.sizes, self.widths, 1.0)
 

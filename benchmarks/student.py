@@ -3,11 +3,11 @@
     python benchmarks/student.py --team simple_spread --team smax_8m
 
 The floor runs every matrix product of one update, forward and backward, on tensors of the same
-shapes and nothing else; those of messages and of what is imputed are left out. Both alternate in
-one process, and the ratio is of their medians. With `--messages SIZE`, `--impute` or `--encoding
-SIZE` the update of the same team is measured against its update as it is, if robots tell each
-other so many values, grounded as in the recipes of messages, impute what is hidden from them, or
-encode what blocks list in so many values (0: if they do not).
+shapes and nothing else; those of messages, of what is imputed, and of scores to actions are left
+out. Both alternate in one process, and the ratio is of their medians. With `--messages SIZE`,
+`--impute` or `--encoding SIZE`, the update of the team with that change is measured against its
+update without it: robots tell each other so many values, grounded as in the recipes of messages,
+impute what is hidden from them, or encode rows in so many values (0: read them as they are).
 """
 
 from __future__ import annotations

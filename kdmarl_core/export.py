@@ -20,9 +20,12 @@ from kdmarl_core.bundle.policy import (
 )
 from kdmarl_core.errors import UserError
 
-OPSET = 12  # the newest in which sizes of a Split are an attribute, and no integers as weights
+# The newest whose Split has its sizes as an attribute: later ones read them from weights, which
+# would be integers.
+OPSET = 12
 IR_VERSION = 8
 LARGEST_DIFFERENCE = 1e-5
+CONSTANT = "constant"  # what the names of weights begin with that are no parameters
 
 
 class Layer(NamedTuple):
@@ -77,23 +80,40 @@ class EncodedWeights(NamedTuple):
     actions: Sequence[int]  # that aim at the rows
 
 
+class Encodings(NamedTuple):
+    """How a student reads an observation of which it encodes some blocks."""
+
+    rest: np.ndarray  # columns that the first layer reads as they are: all, or those left over
+    blocks: Sequence[EncodedWeights]
+
+    @property
+    def rows(self) -> list[np.ndarray]:
+        """Columns of all rows."""
+        return [row for block in self.blocks for row in block.rows]
+
+    @property
+    def columns(self) -> np.ndarray:
+        """All columns of the observation."""
+        return np.unique(np.concatenate([self.rest, *self.rows]))
+
+
 def student_model(
     layers: Sequence[Layer | GruWeights],
     messages: MessageWeights = SILENT,
     impute: ImputeWeights | None = None,
-    encoded: Sequence[EncodedWeights] = (),
+    encodings: Encodings | None = None,
 ) -> bytes:
     """An ONNX model of linear layers, with ReLU between them, and at most one GRU.
 
     Inputs observation [n, D], messages [n, R] if the student listens, and state [n, W] if there
     is a GRU; outputs logits [n, A], message [n, M] if it tells others something, and next_state
     [n, W]. If it imputes, the first half of an observation is features, the other one tells which
-    of them are visible. If it encodes blocks, the first layer reads the rest of an observation.
+    of them are visible. If it encodes blocks, the first layer reads some columns as they are.
     The graph is written directly from the weights, so that it holds these operators and nothing
     else.
     """
     graph = _Graph()
-    features = next(iter(layers[0])).shape[0] + sum(block.rows.size for block in encoded)
+    features = len(encodings.columns) if encodings else next(iter(layers[0])).shape[0]
     actions = layers[-1][1].shape[0]
     inputs = [_tensor(OBSERVATION, features)]
     outputs = [_tensor(LOGITS, actions)]
@@ -111,12 +131,12 @@ def student_model(
         elif i == len(layers) - 1:
             if messages.head is not None:
                 graph.add("Tanh", [graph.linear(value, *messages.head, "told")], MESSAGE)
-            graph.logits(value, *layer, encoded)
+            graph.logits(value, *layer, encodings.blocks if encodings else ())
         else:
             if i == 0 and impute is not None:
                 sums = graph.imputing(value, *layer, f"linear_{i}", impute)
-            elif i == 0 and encoded:
-                sums = graph.encoding(*layer, f"linear_{i}", encoded)
+            elif i == 0 and encodings is not None:
+                sums = graph.encoding(*layer, f"linear_{i}", encodings)
             else:
                 sums = graph.linear(value, *layer, f"linear_{i}")
             if i == 0 and messages.input_weight is not None:
@@ -141,7 +161,7 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self._names: set[str] = set()
+        self._arrays: dict[str, np.ndarray] = {}
 
     def add(self, operator: str, inputs: list[str], output: str) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [output]))
@@ -155,10 +175,11 @@ class _Graph:
         return self.add("MatMul", [value, self._weight(f"{output}_weight", weight)], output)
 
     def _weight(self, name: str, array: np.ndarray) -> str:
-        """A weight by its name; one that is there already serves once more."""
-        if name not in self._names:
-            self._names.add(name)
+        """A weight by its name; one that is there already, and the same, serves once more."""
+        if name not in self._arrays:
+            self._arrays[name] = array
             self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        assert np.array_equal(self._arrays[name], array), name
         return name
 
     def imputing(
@@ -193,24 +214,27 @@ class _Graph:
         weight: np.ndarray,
         bias: np.ndarray,
         output: str,
-        blocks: Sequence[EncodedWeights],
+        encodings: Encodings,
     ) -> str:
-        """The first layer of a student that encodes blocks: of what is pooled, and of the rest."""
-        rows = [row for block in blocks for row in block.rows]
-        rest = np.setdiff1d(np.arange(len(weight) + sum(map(len, rows))), np.concatenate(rows))
-        runs = [run for columns in (rest, *rows) for run in _runs(columns)]
+        """The first layer of a student that encodes blocks: of the rest, and of what is pooled."""
+        rest, rows, columns = encodings.rest, encodings.rows, encodings.columns
+        left = np.setdiff1d(columns, np.concatenate(rows))
+        runs = [run for cut in (left, *rows) for run in _runs(cut)]
         runs.sort(key=lambda run: int(run[0]))
         pieces, sizes = [_piece(run) for run in runs], [len(run) for run in runs]
         self.nodes.append(helper.make_node("Split", [OBSERVATION], pieces, axis=1, split=sizes))
-        parts = self._of_columns(rest, weight, "rest", "rest")
-        for b, block in enumerate(blocks):
-            encodings = []
+        if len(rest) == len(columns):
+            parts = [self.product(OBSERVATION, weight, "rest")]
+        else:
+            parts = self._of_columns(rest, weight, "rest", "rest")
+        for b, block in enumerate(encodings.blocks):
+            encoded = []
             for u, row in enumerate(block.rows):
                 sums = self._of_columns(row, block.encoder.weight, f"encoder_{b}", f"row_{b}_{u}")
                 shift = self._weight(f"encoder_{b}_bias", block.encoder.bias)
                 total = self.add("Sum", [*sums, shift], f"sums_{b}_{u}")
-                encodings.append(self.add("Relu", [total], _encoding(b, u)))
-            most = self.add("Max", encodings, f"most_{b}")
+                encoded.append(self.add("Relu", [total], _encoding(b, u)))
+            most = self.add("Max", encoded, f"most_{b}")
             parts.append(self.product(most, block.pool, f"pooled_{b}"))
         return self.add("Sum", [*parts, self._weight(f"{output}_bias", bias)], output)
 
@@ -240,12 +264,13 @@ class _Graph:
         for b, block in targets:
             assert block.aim is not None
             aim = self.linear(value, *block.aim, f"aim_{b}")
-            ones = self._weight(f"ones_{b}", np.ones((len(block.aim.bias), 1), np.float32))
+            ones = np.ones((len(block.aim.bias), 1), np.float32)
+            adding = self._weight(f"{CONSTANT}_ones", ones)
             for u, action in enumerate(block.actions):
-                here = np.eye(len(bias), dtype=np.float32)[action]
                 met = self.add("Mul", [_encoding(b, u), aim], f"met_{b}_{u}")
-                score = self.add("MatMul", [met, ones], f"score_{b}_{u}")
-                only = self._weight(f"action_{action}", here)
+                score = self.add("MatMul", [met, adding], f"score_{b}_{u}")
+                here = np.eye(len(bias), dtype=np.float32)[action]
+                only = self._weight(f"{CONSTANT}_action_{action}", here)
                 parts.append(self.add("Mul", [score, only], f"scores_{b}_{u}"))
         self.add("Sum", parts, LOGITS)
 

@@ -45,17 +45,17 @@ class StudentSpec:
     network: Literal["mlp", "gru"]
     width: int
     impute: bool = False  # features that are hidden at random, from memory and messages
-    encoding: int = 0  # values that each row of a block which lists several becomes; 0: it is read
+    encoding: int = 0  # values that rows of blocks are encoded in; 0: rows are read as they are
+    raw_rows: bool = False  # rows that are encoded are read as they are, too
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width")
         check_at_least(0, self, "encoding")
         for key in ("width", "encoding"):
             check_at_most(MOST_WIDTH, self, key)
-        if self.encoding and self.impute:
+        if self.raw_rows and not self.encoding:
             raise UserError(
-                f"encoding: {self.encoding} with impute: true: what is imputed is not known "
-                "before a step, and encodings are computed for all at once; leave one of them out"
+                "raw_rows: true without encoding: rows are read as they are; leave it out"
             )
 
 
@@ -209,7 +209,7 @@ class Robot:
     @property
     def encoded(self) -> tuple[Block, ...]:
         """The sensors whose rows its student encodes."""
-        return tuple(block for block in self.sensors if self.student.encoding and block.rows > 1)
+        return tuple(block for block in self.sensors if self.student.encoding and block.lists)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -284,7 +284,7 @@ class Team:
 
 def _record(robot: Robot) -> dict[str, Any]:
     student = dataclasses.asdict(robot.student)
-    for key in ("impute", "encoding"):
+    for key in ("impute", "encoding", "raw_rows"):
         if not student[key]:
             del student[key]
     record = {
@@ -339,15 +339,28 @@ def _load_alone(path: Path, changes: Sequence[str] = ()) -> tuple[Team, str | No
             f"{path}: robots: student: network: {sorted(networks)} are mixed, but a team is "
             "trained as one; give all robots the same network"
         )
-    if any(robot.student.encoding for robot in robots) and not any(r.encoded for r in robots):
-        listing = sorted({b.name for a in task.spec.agents for b in a.blocks if b.rows > 1})
-        raise UserError(
-            f"{path}: robots: student: encoding: is given, but no robot senses a block that lists "
-            f"several things ({', '.join(listing) or 'there is none'}); leave it out"
-        )
+    _check_encodings(robots, task, path)
     robots.sort(key=lambda robot: order.index(robot.agent.name))
     robots = _connected(robots, task.spec.episode_steps, path)
     return Team(path.stem, path, task, entry.teacher, entry.recipe, tuple(robots)), entry.students
+
+
+def _check_encodings(robots: Sequence[Robot], task: Task, path: Path) -> None:
+    encode = [robot for robot in robots if robot.student.encoding]
+    if encode and not any(robot.encoded for robot in encode):
+        listing = {block.name for a in task.spec.agents for block in a.blocks if block.lists}
+        raise UserError(
+            f"{path}: robots: {encode[0].name}: student: encoding: {encode[0].student.encoding}, "
+            f"but no robot senses a block that lists things, of which {task.spec.name} has "
+            f"{', '.join(sorted(listing)) or 'none'}; leave it out"
+        )
+    impute = [robot for robot in robots if robot.student.impute]
+    if encode and impute:
+        raise UserError(
+            f"{path}: robots: {encode[0].name} encodes and {impute[0].name} imputes: what is "
+            "imputed is not known before a step, and encodings are computed for all steps at "
+            "once; leave out 'encoding' or 'impute' in the whole team"
+        )
 
 
 def _with_students_of(name: str, team: Team) -> Team:

@@ -41,12 +41,14 @@ ROWS_ONLY = changed(SILENT, "robots.robot_1.sensors", ["enemies"])
 HIDDEN = changed(SILENT, "robots.robot_0.random_features", [8, 10])
 FEED_FORWARD = changed(SILENT, "defaults.student.network", "mlp")
 TALKING = changed(SILENT, "defaults.messages", {"size": 2, "to": "all"})
+RAW_ROWS = changed(TALKING, "robots.robot_1.student.raw_rows", True)
 TEAMS = {
     "silent": SILENT,
     "rows only": ROWS_ONLY,
     "hidden": HIDDEN,
     "feed-forward": FEED_FORWARD,
     "talking": TALKING,
+    "raw rows": RAW_ROWS,
 }
 
 
@@ -90,7 +92,7 @@ def model_of(students, index):
         students.layers(index),
         students.message_weights(index),
         students.impute_weights(index),
-        students.encoded_weights(index),
+        students.encodings(index),
     )
 
 
@@ -108,16 +110,24 @@ def test_a_team_that_encodes_nothing_has_the_record_that_it_had(load):
     ("document", "words"),
     [
         (
+            changed(SILENT, "robots.robot_2.student.raw_rows", True),
+            ["robot_2: student", "raw_rows", "leave it out"],
+        ),
+        (
             changed(SILENT, "robots.robot_1.student.encoding", -1),
             ["robot_1: student", "encoding: -1", "at least 0"],
         ),
         (
             changed(HIDDEN, "robots.robot_0.student.impute", True),
-            ["robot_0: student", "encoding: 6", "impute", "leave one of them out"],
+            ["robot_0 encodes", "robot_0 imputes", "leave out 'encoding' or 'impute'"],
+        ),
+        (
+            changed(HIDDEN, "robots.robot_0.student", {"encoding": 0, "impute": True}),
+            ["robot_1 encodes", "robot_0 imputes", "leave out 'encoding' or 'impute'"],
         ),
         (
             SILENT | {"robots": {f"robot_{i}": {"sensors": ["own"]} for i in range(3)}},
-            ["student: encoding", "lists several things", "allies, enemies", "leave it out"],
+            ["robot_0: student: encoding: 4", "smax/3m has allies, enemies", "leave it out"],
         ),
         (
             {
@@ -125,7 +135,7 @@ def test_a_team_that_encodes_nothing_has_the_record_that_it_had(load):
                 "defaults": {"student": {"encoding": 4}},
                 "robots": {"listener": {"sensors": ["velocity"]}},
             },
-            ["student: encoding", "(landmarks)"],
+            ["speaker: student: encoding: 4", "simple_speaker_listener has landmarks"],
         ),
     ],
 )
@@ -141,15 +151,21 @@ def test_rows_that_do_not_fill_a_block_are_refused(wrong):
         Block("pots", 6, "1", **wrong)
 
 
+def test_an_aim_that_is_no_action_is_refused():
+    pots = Block("pots", 4, "1", rows=2, aims=("a", "c"))
+    with pytest.raises(ValueError, match="agent 'cook': block 'pots': c is no action"):
+        AgentSpec("cook", (pots,), ("a", "b"))
+
+
 # As defined
 
 
 def plain_logits(students, index, inputs):
     """Logits of a feed-forward robot [n, A] of its inputs [n, I], from its deployed weights."""
     first, second, head = students.layers(index)
-    encoded = students.encoded_weights(index)
-    rest = np.delete(inputs, [c for block in encoded for c in block.rows.flat], axis=1)
-    sums = rest @ first.weight + first.bias
+    reads = students.encodings(index)
+    encoded = reads.blocks if reads else []
+    sums = inputs[:, reads.rest if reads else slice(None)] @ first.weight + first.bias
     encodings = []
     for block in encoded:
         rows = [inputs[:, row] @ block.encoder.weight + block.encoder.bias for row in block.rows]
@@ -165,7 +181,14 @@ def plain_logits(students, index, inputs):
     return logits
 
 
-@pytest.mark.parametrize("changes", [[], ["robots.robot_0.random_features=[8, 10]"]])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["robots.robot_0.random_features=[8, 10]"],
+        ["robots.robot_0.student.raw_rows=true"],
+    ],
+)
 def test_logits_are_those_of_each_robot_by_itself(load, changes):
     students = make_students(load(FEED_FORWARD, *changes))
     inputs, begins, _ = sequences(students)
@@ -180,20 +203,22 @@ def test_which_blocks_are_encoded(load):
     """Rows lie where the robot's own input has them; attacks aim at enemies, one by one."""
     students = StudentTeam(load(SILENT))
     row = SPEC.units.seen
-    (enemies,) = students.encoded_weights(0)
+    rest, (enemies,) = students.encodings(0)
+    assert rest.tolist() == list(range(3 * row, 3 * row + SPEC.units.own))
     assert enemies.rows.tolist() == np.arange(3 * row).reshape(3, row).tolist()
     assert [SPEC.agents[0].actions[i] for i in enemies.actions] == [
         f"attack_{i}" for i in range(3)
     ]
-    allies, enemies = students.encoded_weights(1)
+    rest, (allies, enemies) = students.encodings(1)
+    assert rest.tolist() == []
     assert allies.rows.tolist() == np.arange(2 * row).reshape(2, row).tolist()
     assert (enemies.rows - 2 * row).tolist() == np.arange(3 * row).reshape(3, row).tolist()
     assert allies.aim is None
-    assert students.encoded_weights(2) == []
+    assert students.encodings(2) is None
 
 
 def test_a_row_ends_with_what_tells_which_of_its_features_are_visible(load):
-    (enemies,) = StudentTeam(load(HIDDEN)).encoded_weights(0)
+    (enemies,) = StudentTeam(load(HIDDEN)).encodings(0).blocks
     row, sensed = SPEC.units.seen, 3 * SPEC.units.seen + SPEC.units.own
     one = np.arange(row)
     assert enemies.rows[1].tolist() == [*(row + one), *(sensed + row + one)]
@@ -235,14 +260,22 @@ def test_steps_one_by_one_give_what_they_give_together(team):
         torch.testing.assert_close(output.logits[0], whole[t])
 
 
-# Robots whose blocks list different numbers of things
+# Robots whose blocks list different numbers of things, and at most things of which one action aims
 
 
 RAGGED = TaskSpec(
     name="test/ragged",
     agents=(
-        AgentSpec("cook", (Block("pots", 6, "1", rows=3, aims=("a", "b", "c")),), ("a", "b", "c")),
-        AgentSpec("aide", (Block("pots", 4, "1", rows=2), Block("own", 1, "m")), ("a", "z")),
+        AgentSpec("cook", (Block("pots", 6, "1", rows=3, aims=("a", "b", "a")),), ("a", "b", "c")),
+        AgentSpec(
+            "aide",
+            (
+                Block("pots", 4, "1", rows=2),
+                Block("own", 1, "m"),
+                Block("lid", 1, "m", aims=("z",)),
+            ),
+            ("a", "z"),
+        ),
     ),
     episode_steps=10,
     ends_early=False,
@@ -266,9 +299,15 @@ def test_robots_that_see_fewer_things_pool_their_own_only():
     mask = torch.from_numpy(RAGGED.action_exists).expand(1, 8, -1, -1)
     begins = torch.ones(1, 8, dtype=torch.bool)
     logits = students(inputs, mask, begins, students.initial_state(8)).logits.detach()
-    for index, (size, actions) in enumerate([(6, 3), (5, 2)]):
-        expected = plain_logits(students, index, inputs[0, :, index, :size].numpy())
+    for index, (size, actions) in enumerate([(6, 3), (6, 2)]):
+        own = inputs[0, :, index, :size].numpy()
+        expected = plain_logits(students, index, own)
         np.testing.assert_allclose(logits[0, :, index, :actions], expected, atol=1e-5)
+        model = model_of(students, index)
+        check_model(model, [("observation", size)], [("logits", actions)], "model.onnx")
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"observation": own})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # Padding
@@ -301,6 +340,15 @@ def test_what_is_no_robots_own_never_learns(team):
     """Robots' own weights learn, most of them, and nothing else is anything but zero."""
     students = make_students(team)
     before = {name: p.detach().clone() for name, p in students.named_parameters()}
+    true_sizes = 0
+    for robot in team.robots:
+        width, size = robot.student.width, robot.student.encoding
+        for block in robot.encoded:
+            hidden = 2 if robot.random_features else 1
+            true_sizes += hidden * block.size // block.rows * size
+            true_sizes += size * width * (2 if block.aims else 1)
+    weights = [name for name in before if name.startswith("encoding.") and "weight" in name]
+    assert sum(int((before[name] != 0).sum()) for name in weights) == true_sizes
     learner = make_learner(students, from_mapping(Recipe, DISTILLATION_RECIPE, "recipe"))
     for seed in range(6):
         learner.update(random_batch(students, seed), Weights(**OFF | {"kl": 1.0}), 1e-2)
@@ -366,4 +414,8 @@ def test_what_it_costs_counted_by_hand():
     first = (own + 2 * encoding) * width
     gru = 6 * width * width
     aim = width * encoding + 3 * encoding
-    assert count(model_of(students, 0)).flops == 2 * (rows + first + gru + 8 * width + aim)
+    cost = count(model_of(students, 0))
+    assert cost.flops == 2 * (rows + first + gru + 8 * width + aim)
+    weights = 2 * row * encoding + first + gru + 8 * width + width * encoding
+    biases = 2 * encoding + width + 6 * width + 8 + encoding
+    assert cost.parameters == weights + biases

@@ -306,7 +306,8 @@ def test_command_prints_a_table(kdmarl, team):
 def test_tasks_command_lists_what_there_is(kdmarl):
     figures = json.loads(kdmarl("tasks", "--json").out)
     assert figures[TASK]["agent_0"]["blocks"]["landmarks"] == 6
+    assert figures[TASK]["agent_0"]["rows"] == {"landmarks": 3, "others": 2}
     assert figures[TASK]["agent_2"]["actions"] == ["stay", "left", "right", "down", "up"]
     table = kdmarl("tasks")
     assert table.code == 0
-    assert "landmarks[6] m" in " ".join(table.out.split())
+    assert "landmarks[3 x 2] m" in " ".join(table.out.split())

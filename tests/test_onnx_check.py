@@ -20,7 +20,7 @@ from kdmarl_core.bundle.onnx_check import (
     check_model,
 )
 from kdmarl_core.errors import UserError
-from kdmarl_core.export import GruWeights, Layer, student_model
+from kdmarl_core.export import EncodedWeights, Encodings, GruWeights, Layer, student_model
 
 MANIFEST = make_manifest(blocks=[("position", 2), ("others", 3)])
 INPUTS, OUTPUTS = [("observation", 5)], [("logits", 5)]
@@ -37,6 +37,26 @@ def recurrent_model():
 
 RECURRENT = recurrent_model()
 RECURRENT_PORTS = ([("observation", 5), ("state", 4)], [("logits", 5), ("next_state", 4)])
+
+
+def encoding_model():
+    """Of a block of two rows, at which two actions aim, and a feature beside it."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    block = EncodedWeights(
+        np.array([[0, 1], [2, 3]]),
+        Layer(draw(2, 3), draw(3)),
+        draw(3, 4),
+        Layer(draw(4, 3), draw(3)),
+        [1, 3],
+    )
+    first, last = Layer(draw(1, 4), draw(4)), Layer(draw(4, 5), draw(5))
+    return student_model(
+        [first, *dense_layers([4, 4]), last], encodings=Encodings(np.array([4]), [block])
+    )
+
+
+ENCODING = encoding_model()
 
 
 def check(model, inputs=INPUTS, outputs=OUTPUTS):
@@ -65,6 +85,7 @@ def floats(name, shape):
 def test_what_export_writes_is_accepted():
     check(FEED_FORWARD)
     check(RECURRENT, *RECURRENT_PORTS)
+    check(ENCODING)
 
 
 # One change each
@@ -175,6 +196,23 @@ def outer_sum(proto):
     proto.graph.node.insert(0, helper.make_node("Add", ["column", "observation"], ["sum"]))
 
 
+def outer_variadic(operator):
+    def spoil(proto):
+        outer_sum(proto)
+        proto.graph.node[0].op_type = operator
+
+    spoil.__name__ = f"outer_{operator}"
+    return spoil
+
+
+def split_that_wraps_around(proto):
+    """In 64 bits the sizes add up to 5, that of the input."""
+    sizes = [200_000_000, 2**63 - 1, 2**63 - 200_000_000 + 6]
+    sizes = [size if size < 2**63 else size - 2**64 for size in sizes]
+    node = helper.make_node("Split", ["observation"], ["a", "b", "c"], axis=1, split=sizes)
+    proto.graph.node.append(node)
+
+
 def outer_product(proto):
     column = numpy_helper.from_array(np.zeros((1000, 1), np.float32), "column")
     proto.graph.initializer.append(column)
@@ -212,6 +250,9 @@ REFUSALS = {
     weights_for_an_input: "'observation' stands for two values",
     outer_sum: "weight 'column': shape [1000, 1]",
     outer_product: "weight 'column': shape [1000, 1]",
+    outer_variadic("Sum"): "weight 'column': shape [1000, 1]",
+    outer_variadic("Max"): "weight 'column': shape [1000, 1]",
+    split_that_wraps_around: "Split into pieces",
     turned_input: "turns its input round",
     no_graph: "no graph",
 }
@@ -373,7 +414,13 @@ def violations(model, ports):
 def test_mutated_models_never_crash_and_onnx_agrees(data):
     """Bytes are flipped, cut out, put in and repeated; what is accepted is what onnx reads."""
     model, ports = data.draw(
-        st.sampled_from([(FEED_FORWARD, (INPUTS, OUTPUTS)), (RECURRENT, RECURRENT_PORTS)])
+        st.sampled_from(
+            [
+                (FEED_FORWARD, (INPUTS, OUTPUTS)),
+                (RECURRENT, RECURRENT_PORTS),
+                (ENCODING, (INPUTS, OUTPUTS)),
+            ]
+        )
     )
     content = bytearray(model)
     for _ in range(data.draw(st.integers(1, 4))):

@@ -242,6 +242,8 @@ def test_tasks_tells_what_a_team_file_needs(kdmarl):
     (agents,) = json.loads(told.out).values()
     assert agents["walker_1"] == {
         "blocks": {"cell": 5, "door_step": 3},
+        "rows": {},
+        "aims": {},
         "actions": ["action_0", "action_1", "action_2"],
     }
     listed = kdmarl("tasks").out

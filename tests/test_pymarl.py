@@ -48,6 +48,10 @@ def test_smacs_blocks_are_where_smac_puts_them(timed):
         {"time": 1} if timed else {}
     )
     assert {block.name: block.size for block in spec.agents[1].blocks} == sizes
+    rows = {block.name: block.rows for block in spec.agents[1].blocks if block.lists}
+    assert rows == {"enemies": 2, "allies": 2}
+    aims = {block.name: block.aims for block in spec.agents[1].blocks if block.aims}
+    assert aims == {"enemies": ("target_0", "target_1")}
     moves = ("noop", "stop", "north", "south", "east", "west")
     assert spec.agents[1].actions == (*moves, "target_0", "target_1")
     view = reference.step([FIRE, STOP, STOP]).view
@@ -353,11 +357,11 @@ def test_smaclite(smaclite, refusal):
     """Its features are SMAC's; what it does not tell of itself follows from them."""
     task = make_task("smaclite/2s3z?episode_limit=4")
     blocks = task.spec.agents[0].blocks
-    assert [(block.name, block.size) for block in blocks] == [
-        ("move", 4),
-        ("enemies", 12),
-        ("allies", 10),
-        ("own", 3),
+    assert [(block.name, block.size, block.rows) for block in blocks] == [
+        ("move", 4, 1),
+        ("enemies", 12, 2),
+        ("allies", 10, 2),
+        ("own", 3, 1),
     ]
     assert task.spec.agents[0].actions[-3:] == ("west", "target_0", "target_1")
     assert (task.spec.num_agents, task.spec.episode_steps, task.spec.can_be_won) == (3, 4, True)

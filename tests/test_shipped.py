@@ -5,6 +5,7 @@ import pytest
 from kdmarl_core.cli.distil import run_distil
 from kdmarl_core.distil.recipe import load_recipe
 from kdmarl_core.evaluate import evaluation, play
+from kdmarl_core.experiments.plan import load_plan
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import read_yaml
 from kdmarl_core.tasks import make_task, task_names
@@ -30,6 +31,16 @@ def test_there_is_something():
 @pytest.mark.parametrize("name", team_names())
 def test_teams(name):
     load_recipe(load_team(name).recipe)
+
+
+def test_every_row_of_the_results_can_be_made():
+    plan = load_plan()
+    for task in plan.tasks.values():
+        assert set(task.teams) <= set(team_names())
+    for name, changes in plan.messages.teams.items():
+        for how in plan.messages.variants_of(name).values():
+            team = load_team(name, (*changes, *how.team))
+            load_recipe(team.recipe, how.recipe, how.without)
 
 
 def test_every_team_has_its_teacher():

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from kdmarl_core.cli.common import add_json, print_json, print_table
+from kdmarl_core.tasks import Block
 
 
 def add_command(commands: Any) -> None:
@@ -28,6 +29,8 @@ def list_tasks(arguments: argparse.Namespace) -> None:
                 spec.name: {
                     agent.name: {
                         "blocks": {block.name: block.size for block in agent.blocks},
+                        "rows": {b.name: b.rows for b in agent.blocks if b.lists},
+                        "aims": {b.name: list(b.aims) for b in agent.blocks if b.aims},
                         "actions": list(agent.actions),
                     }
                     for agent in spec.agents
@@ -40,7 +43,7 @@ def list_tasks(arguments: argparse.Namespace) -> None:
         rows = [
             [
                 agent.name,
-                ", ".join(f"{block.name}[{block.size}] {block.unit}" for block in agent.blocks),
+                ", ".join(map(_shown, agent.blocks)),
                 ", ".join(agent.actions),
             ]
             for agent in spec.agents
@@ -51,3 +54,8 @@ def list_tasks(arguments: argparse.Namespace) -> None:
         families = [*OPEN_TASKS.values(), *OPEN_FAMILIES.values()]
         patterns = ", ".join(family.pattern for family in families)
         print(f"Also {patterns}; with options: '<task>?<option>=<value>&<option>=<value>'")
+
+
+def _shown(block: Block) -> str:
+    size = f"{block.rows} x {block.size // block.rows}" if block.rows > 1 else block.size
+    return f"{block.name}[{size}] {block.unit}"

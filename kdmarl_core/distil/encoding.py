@@ -5,6 +5,9 @@ encodes them reads each row by the same weights, pools the encodings by their ma
 an action that aims at a thing by the encoding of that thing. So does a teacher of battles
 (`nets/units.py`; Hao et al. 2023), but a student knows only the rows that its robot senses.
 
+What is pooled tells nobody else where an enemy is: a student that tells others what it sees may
+read the rows as they are, too (`raw_rows`).
+
 Shapes: `C` samples, `N` robots, `I` widest student input, `W` widest student, `A` most actions,
 `E` widest encoding; of the block that is looked at `U` rows of `F` numbers.
 """
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kdmarl_core.distil.stacked import StackedLinear, stacked_weight
-from kdmarl_core.export import EncodedWeights
+from kdmarl_core.export import EncodedWeights, Encodings
 from kdmarl_core.tasks import block_columns
 from kdmarl_core.team import Robot
 
@@ -40,12 +43,12 @@ def rows_of(robot: Robot, name: str) -> np.ndarray:
 
 
 def rest_of(robot: Robot) -> np.ndarray:
-    """Where all else lies in a robot's input."""
+    """Where all that it does not only encode lies in a robot's input."""
     size = sum(block.size for block in robot.blocks)
-    taken = [rows_of(robot, block.name).ravel() for block in robot.encoded]
-    kept = np.ones(size, np.bool_)
-    kept[np.concatenate([np.zeros(0, np.int64), *taken])] = False
-    return np.flatnonzero(kept)
+    if robot.student.raw_rows:
+        return np.arange(size)
+    taken = {column for b in robot.encoded for column in rows_of(robot, b.name).flat}
+    return np.array([column for column in range(size) if column not in taken], np.int64)
 
 
 class Encoding(nn.Module):
@@ -61,16 +64,16 @@ class Encoding(nn.Module):
             for name in dict.fromkeys(name for name in blocks if name in names)
         ]
         self.blocks = nn.ModuleList(self._blocks)
-        rest = [rest_of(robot) for robot in robots]
-        self.rest_sizes = [len(own) for own in rest]
-        self._cut = Cut(rest, max(sizes)) if names else None
+        self._rest = [rest_of(robot) for robot in robots]
+        self.rest_sizes = [len(own) for own in self._rest]
+        self._cut = Cut(self._rest, max(sizes)) if names else None
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Encodings [N, E, U, C] of each block, of inputs [N, I, C]."""
         return [block(features) for block in self._blocks]
 
     def rest(self, features: Tensor) -> Tensor:
-        """What is not encoded, [N, any, C], of inputs [N, I, C]."""
+        """What is not only encoded, [N, any, C], of inputs [N, I, C]."""
         return self._cut(features) if self._cut else features
 
     def add_pooled(self, to: Tensor, encodings: Sequence[Tensor]) -> Tensor:
@@ -86,10 +89,11 @@ class Encoding(nn.Module):
                 to = to + block.scores(encoded, embedding)
         return to
 
-    def of_robot(self, robot: int) -> list[EncodedWeights]:
-        """One robot's weights of each block that it encodes, without padding."""
+    def of_robot(self, robot: int) -> Encodings | None:
+        """One robot's weights without padding; None if it encodes nothing."""
         of_blocks = (block.of_robot(robot) for block in self._blocks)
-        return [weights for weights in of_blocks if weights]
+        blocks = [weights for weights in of_blocks if weights]
+        return Encodings(self._rest[robot], blocks) if blocks else None
 
 
 class Cut(nn.Module):

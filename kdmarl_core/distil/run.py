@@ -241,7 +241,7 @@ def export(work: Work, students: StudentTeam) -> list[Exported]:
             students.layers(index),
             students.message_weights(index),
             students.impute_weights(index),
-            students.encoded_weights(index),
+            students.encodings(index),
         )
         for index in range(len(team.robots))
     ]

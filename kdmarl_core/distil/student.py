@@ -19,7 +19,7 @@ from kdmarl_core.distil.stacked import StackedGru, StackedLinear, stacked_weight
 from kdmarl_core.distil.unroll import Talk, Unrolled, no_gaps, silence, unroll
 from kdmarl_core.export import (
     SILENT,
-    EncodedWeights,
+    Encodings,
     GruWeights,
     ImputeWeights,
     Layer,
@@ -191,8 +191,8 @@ class StudentTeam(nn.Module):
         told = self.message_head.of_robot(robot).single() if wiring.sizes[robot] else None
         return MessageWeights(read if len(read) else None, told)
 
-    def encoded_weights(self, robot: int) -> list[EncodedWeights]:
-        """The deployed weights with which one robot encodes blocks."""
+    def encodings(self, robot: int) -> Encodings | None:
+        """The deployed weights with which one robot encodes blocks; None if it does not."""
         return self.encoding.of_robot(robot)
 
     def impute_weights(self, robot: int) -> ImputeWeights | None:

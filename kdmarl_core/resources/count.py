@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 from kdmarl_core.bundle.onnx_check import ELEMENTWISE, PRODUCTS
 from kdmarl_core.errors import UserError
+from kdmarl_core.export import CONSTANT
 
 
 class Cost(NamedTuple):
@@ -34,4 +35,5 @@ def count(model: bytes) -> Cost:
             raise UserError(
                 f"model.onnx: cannot count operator {node.op_type}; extend the counter"
             )
-    return Cost(sum(int(tensor.size) for tensor in weights.values()), 2 * macs)
+    learned = (tensor for name, tensor in weights.items() if not name.startswith(CONSTANT))
+    return Cost(sum(int(tensor.size) for tensor in learned), 2 * macs)

@@ -33,6 +33,11 @@ class Block:
                 f"{self.rows} rows"
             )
 
+    @property
+    def lists(self) -> bool:
+        """Whether rows of it are worth encoding."""
+        return self.rows > 1 or bool(self.aims)
+
 
 def block_columns(blocks: Sequence[Block]) -> dict[str, slice]:
     """Where each block lies in the concatenated observation."""

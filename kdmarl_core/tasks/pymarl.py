@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ FEATURES = {
 }
 SMACLITE_STEPS = 150  # of its longest episode, as EPyMARL's examples have it
 SMACLITE_DIRECTIONS = 4
+TARGET = "target_"
 MOVES = ("noop", "stop", "north", "south", "east", "west")  # SMAC's first actions
 
 
@@ -134,11 +136,14 @@ def _with_sizes(env: Any, episode_limit: int) -> Any:
         "state_shape": env.state_size,
         "episode_limit": episode_limit,
     }
-    enemies, allies = env.n_enemies * env.enemy_feat_size, (env.n_agents - 1) * env.ally_feat_size
-    parts = {"move": SMACLITE_DIRECTIONS, "enemies": enemies, "allies": allies}
-    parts["own"] = env.obs_size - sum(parts.values())
-    for part, size in parts.items():
-        setattr(env, FEATURES[part][0], partial(int, size))
+    parts = {
+        "move": (SMACLITE_DIRECTIONS,),
+        "enemies": (env.n_enemies, env.enemy_feat_size),
+        "allies": (env.n_agents - 1, env.ally_feat_size),
+    }
+    parts["own"] = (env.obs_size - sum(map(math.prod, parts.values())),)
+    for part, shape in parts.items():
+        setattr(env, FEATURES[part][0], partial(tuple, shape))
     env.n_actions_no_attack = len(MOVES)
     env.get_env_info = lambda: info
     return env
@@ -189,8 +194,8 @@ def _task(
     lacking = [size for size in SIZES if size not in info]
     if lacking:
         raise UserError(f"{where}: get_env_info() lacks {', '.join(lacking)}; add them")
-    blocks = _blocks(env, int(np.prod(info["obs_shape"])))
     actions = _actions(env, info["n_actions"])
+    blocks = _blocks(env, int(np.prod(info["obs_shape"])), actions)
     # SMAC's count `battles_won`; a look at an episode would launch the game. Others tell after a
     # step.
     can_be_won = hasattr(env, "battles_won") or "battle_won" in first_use(
@@ -212,18 +217,29 @@ def _task(
     return LoopedTask(spec, lambda: _Episode(make_env, spec))
 
 
-def _blocks(env: Any, size: int) -> tuple[Block, ...]:
+def _blocks(env: Any, size: int, actions: Sequence[str]) -> tuple[Block, ...]:
     """SMAC's blocks where an environment tells their sizes, otherwise the observation as one."""
     methods = {name: getattr(env, method, None) for name, (method, _) in FEATURES.items()}
     if all(map(callable, methods.values())):
-        sizes = {name: int(np.prod(method())) for name, method in methods.items() if method}
-        blocks = [Block(name, sizes[name], "1", text) for name, (_, text) in FEATURES.items()]
-        rest = size - sum(sizes.values())
+        shapes = {name: np.atleast_1d(method()) for name, method in methods.items() if method}
+        targets = tuple(action for action in actions if action.startswith(TARGET))
+        blocks = [
+            _block(name, text, shapes[name], targets if name == "enemies" else ())
+            for name, (_, text) in FEATURES.items()
+        ]
+        rest = size - sum(block.size for block in blocks)
         if rest == 1:  # smacv2's option obs_timestep_number
             blocks.append(Block("time", 1, "1", "share of the episode that has passed"))
         if rest in (0, 1):
             return tuple(block for block in blocks if block.size)
     return (Block("observation", size, "1"),)
+
+
+def _block(name: str, text: str, shape: np.ndarray, targets: tuple[str, ...]) -> Block:
+    """Of so many features, or of rows of so many, at which as many targets aim."""
+    size = int(np.prod(shape))
+    rows = int(shape[0]) if size and len(shape) == 2 else 1
+    return Block(name, size, "1", text, rows=rows, aims=targets if len(targets) == rows else ())
 
 
 def _actions(env: Any, number: int) -> tuple[str, ...]:
@@ -232,7 +248,7 @@ def _actions(env: Any, number: int) -> tuple[str, ...]:
     if untargeted < len(MOVES):
         return tuple(f"action_{i}" for i in range(number))
     looks = [f"look_{i}" for i in range(untargeted - len(MOVES))]
-    return (*MOVES, *looks, *(f"target_{i}" for i in range(number - untargeted)))
+    return (*MOVES, *looks, *(f"{TARGET}{i}" for i in range(number - untargeted)))
 
 
 def _first_step(env: Any) -> Mapping[str, Any]:

@@ -36,6 +36,14 @@ class AgentSpec:
     blocks: tuple[Block, ...]
     actions: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        for block in self.blocks:
+            strange = [action for action in block.aims if action not in self.actions]
+            if strange:
+                raise ValueError(
+                    f"agent '{self.name}': block '{block.name}': {', '.join(strange)} is no action"
+                )
+
     @cached_property
     def observation_size(self) -> int:
         """Number of features of all blocks together."""
