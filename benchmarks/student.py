@@ -160,7 +160,7 @@ def _products(students: StudentTeam, batch: Batch) -> Callable[[], None]:
         features, rows = block.cut.shape
         size = max(block.encoder.outputs)
         first.append((features, size, rows * samples))
-        layers += [(size, width, samples), *([(width, size, samples)] if block.aims else [])]
+        layers += [(size, width, samples), *([(width, size, samples)] if block.aim else [])]
     steps = batch.labels.begins.shape[0] if students.recurrent else 0
     layers += [(width, 3 * width, samples)] * 2 if steps else [(width, width, samples)]
     products = []

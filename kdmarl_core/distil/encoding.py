@@ -85,8 +85,8 @@ class Encoding(nn.Module):
     def add_scores(self, to: Tensor, encodings: Sequence[Tensor], embedding: Tensor) -> Tensor:
         """Logits [N, A, C], with what encodings add to them, given the last hidden layer."""
         for block, encoded in zip(self._blocks, encodings, strict=True):
-            if block.aims:
-                to = to + block.scores(encoded, embedding)
+            scores = block.scores(encoded, embedding)
+            to = to if scores is None else to + scores
         return to
 
     def of_robot(self, robot: int) -> Encodings | None:
@@ -124,24 +124,22 @@ class EncodedBlock(nn.Module):
     def __init__(self, robots: Sequence[Robot], name: str, inputs: int) -> None:
         """For robots of whose inputs the widest has so many columns."""
         super().__init__()
-        self._robots, self._name = robots, name
-        rows = [rows_of(robot, name) for robot in robots]
+        rows = self._rows = [rows_of(robot, name) for robot in robots]
         features = [own.shape[1] for own in rows]
         sizes = [
             robot.student.encoding if len(own) else 0
             for robot, own in zip(robots, rows, strict=True)
         ]
-        widths = [robot.student.width for robot in robots]
+        widths = self._widths = [robot.student.width for robot in robots]
         self._actions = [_aimed(robot, name) for robot in robots]
-        self.aims = any(self._actions)
         # Features come first, so that all rows are samples of one product. What robots without
         # weights here read does not matter.
         most = tuple(np.max([own.shape for own in rows], axis=0))
         self.cut = Cut([(own if len(own) else np.zeros(most, int)).T for own in rows], inputs)
         self.encoder = StackedLinear(features, sizes, math.sqrt(2))
         self.pool_weight = nn.Parameter(stacked_weight(sizes, widths, math.sqrt(2)))
-        aims = [size if own else 0 for size, own in zip(sizes, self._actions, strict=True)]
-        self.aim = StackedLinear(widths, aims, 0.01)
+        aiming = [size if own else 0 for size, own in zip(sizes, self._actions, strict=True)]
+        self.aim = StackedLinear(widths, aiming, 0.01) if any(aiming) else None
         # Which rows a robot has, and which action aims at a row.
         actions = max(len(robot.agent.actions) for robot in robots)
         there = torch.zeros(len(robots), 1, most[0], 1)
@@ -163,21 +161,22 @@ class EncodedBlock(nn.Module):
         """What encodings add to the first hidden layer, [N, W, C]."""
         return self.pool_weight @ encoded.amax(2)
 
-    def scores(self, encoded: Tensor, embedding: Tensor) -> Tensor:
+    def scores(self, encoded: Tensor, embedding: Tensor) -> Tensor | None:
         """What encodings add to logits, [N, A, C], given the last hidden layer [N, W, C]."""
+        if self.aim is None:
+            return None
         of_rows = (encoded * self.aim(embedding)[:, :, None]).sum(1)
         scores: Tensor = self._aimed @ of_rows
         return scores
 
     def of_robot(self, robot: int) -> EncodedWeights | None:
         """One robot's weights without padding; None if it does not encode the block."""
-        rows = rows_of(self._robots[robot], self._name)
+        rows, actions = self._rows[robot], self._actions[robot]
         if not len(rows):
             return None
-        width, size = self._robots[robot].student.width, self.encoder.outputs[robot]
-        pool = self.pool_weight.detach()[robot, :width, :size].T.numpy()
-        actions = self._actions[robot]
-        aim = self.aim.of_robot(robot).single() if actions else None
+        size = self.encoder.outputs[robot]
+        pool = self.pool_weight.detach()[robot, : self._widths[robot], :size].T.numpy()
+        aim = self.aim.of_robot(robot).single() if self.aim and actions else None
         return EncodedWeights(rows, self.encoder.of_robot(robot).single(), pool, aim, actions)
 
 
