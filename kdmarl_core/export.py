@@ -223,34 +223,39 @@ class _Graph:
         runs.sort(key=lambda run: int(run[0]))
         pieces, sizes = [_piece(run) for run in runs], [len(run) for run in runs]
         self.nodes.append(helper.make_node("Split", [OBSERVATION], pieces, axis=1, split=sizes))
+        parts = []
         if len(rest) == len(columns):
-            parts = [self.product(OBSERVATION, weight, "rest")]
-        else:
-            parts = self._of_columns(rest, weight, "rest", "rest")
+            parts.append(self.product(OBSERVATION, weight, "rest"))
+        elif len(rest):
+            parts.append(self._of_pieces(rest, weight, None, "rest", "rest"))
         for b, block in enumerate(encodings.blocks):
             encoded = []
             for u, row in enumerate(block.rows):
-                sums = self._of_columns(row, block.encoder.weight, f"encoder_{b}", f"row_{b}_{u}")
-                shift = self._weight(f"encoder_{b}_bias", block.encoder.bias)
-                total = self.add("Sum", [*sums, shift], f"sums_{b}_{u}")
-                encoded.append(self.add("Relu", [total], _encoding(b, u)))
+                sums = self._of_pieces(row, *block.encoder, f"encoder_{b}", f"sums_{b}_{u}")
+                encoded.append(self.add("Relu", [sums], _encoding(b, u)))
             most = self.add("Max", encoded, f"most_{b}")
             parts.append(self.product(most, block.pool, f"pooled_{b}"))
         return self.add("Sum", [*parts, self._weight(f"{output}_bias", bias)], output)
 
-    def _of_columns(
-        self, columns: np.ndarray, weight: np.ndarray, shared: str, output: str
-    ) -> list[str]:
-        """Products of pieces of the observation that lie in these columns; to be added up.
-
-        The weights are called `shared`, and may serve several times.
-        """
+    def _of_pieces(
+        self,
+        columns: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        shared: str,
+        output: str,
+    ) -> str:
+        """A linear map of pieces of the observation; its weights, called `shared`, serve again."""
         parts, done = [], 0
         for k, run in enumerate(_runs(columns)):
             own = self._weight(f"{shared}_weight_{k}", weight[done : done + len(run)])
-            parts.append(self.add("MatMul", [_piece(run), own], f"{output}_{k}"))
             done += len(run)
-        return parts
+            if k == 0 and bias is not None:
+                shift = self._weight(f"{shared}_bias", bias)
+                parts.append(self.add("Gemm", [_piece(run), own, shift], f"{output}_{k}"))
+            else:
+                parts.append(self.add("MatMul", [_piece(run), own], f"{output}_{k}"))
+        return self.add("Sum", parts, output) if len(parts) > 1 else parts[0]
 
     def logits(
         self, value: str, weight: np.ndarray, bias: np.ndarray, blocks: Sequence[EncodedWeights]
