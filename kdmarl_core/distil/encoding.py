@@ -66,7 +66,8 @@ class Encoding(nn.Module):
         self.blocks = nn.ModuleList(self._blocks)
         self._rest = [rest_of(robot) for robot in robots]
         self.rest_sizes = [len(own) for own in self._rest]
-        self._cut = Cut(self._rest, max(sizes)) if names else None
+        everything = self.rest_sizes == list(sizes)
+        self._cut = None if everything else Cut(self._rest, max(sizes))
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Encodings [N, E, U, C] of each block, of inputs [N, I, C]."""

@@ -54,7 +54,8 @@ class StudentTeam(nn.Module):
     another, since a message depends on those before; gradients follow them back to the senders.
     So they do where robots impute, from their memory and from messages, what an episode hides.
 
-    Where robots encode what blocks list, the aligner reads the other blocks only.
+    Where robots encode what blocks list, the aligner reads the other blocks only, unless these
+    rows are to be read as they are, too.
     """
 
     def __init__(self, team: Team) -> None:
