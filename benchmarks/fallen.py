@@ -17,7 +17,8 @@ from kdmarl_core.evaluate import BundlePlayer, play, scores
 from kdmarl_core.files import bundles_folder
 from kdmarl_core.metrics import Returns, mean_difference
 from kdmarl_core.tasks import View
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_bundles import load_bundles
 
 
 def main() -> int:

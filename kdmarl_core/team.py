@@ -1,190 +1,24 @@
-"""Team files: a task, and what each robot senses and can compute."""
+"""Teams: robots with what each senses and can compute, by the names of their task."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-from kdmarl_core.bundle import (
-    MANIFEST,
-    NO_TRUST,
-    BundlePolicy,
-    Manifest,
-    MessageEntry,
-    PeerEntry,
-    Trust,
-    check_format,
-    load_policy,
-)
-from kdmarl_core.errors import UserError, did_you_mean, unknown
-from kdmarl_core.files import config_file, share_folder
-from kdmarl_core.schema import (
-    check_at_least,
-    check_at_most,
-    from_mapping,
-    is_yaml,
-    laid_over,
-    read_with_bases,
-    with_changes,
-)
+from kdmarl_core.bundle import PeerEntry
+from kdmarl_core.errors import UserError, unknown
 from kdmarl_core.tasks import AgentSpec, Block, Task, make_task, select_blocks, visible_block
-
-MOST_WIDTH = 4096  # far beyond what a robot's computer is good for
-
-
-@dataclass(frozen=True)
-class StudentSpec:
-    """One robot's network."""
-
-    network: Literal["mlp", "gru"]
-    width: int
-    impute: bool = False  # features that are hidden at random, from memory and messages
-    encoding: int = 0  # values that rows of blocks are encoded in; 0: rows are read as they are
-    raw_rows: bool = False  # rows that are encoded are read as they are, too
-
-    def __post_init__(self) -> None:
-        check_at_least(1, self, "width")
-        check_at_least(0, self, "encoding")
-        for key in ("width", "encoding"):
-            check_at_most(MOST_WIDTH, self, key)
-        if self.raw_rows and not self.encoding:
-            raise UserError(
-                "raw_rows: true without encoding: rows are read as they are; leave it out"
-            )
-
-
-@dataclass(frozen=True)
-class MessageTraining:
-    """What is drawn anew in training for every episode and receiver; by default nothing is."""
-
-    loss: tuple[float, ...] = (0.0, 0.0)  # least and greatest share of messages that get lost
-    delay_steps: tuple[int, ...] = ()  # least and greatest; none: as flown
-    formats: tuple[str, ...] = ()  # of the sender; none: as flown
-
-    def __post_init__(self) -> None:
-        if not (len(self.loss) == 2 and 0 <= self.loss[0] <= self.loss[1] <= 1):
-            raise UserError(
-                f"loss: {list(self.loss)} must be two shares, the least and the greatest, such as "
-                "[0.0, 0.3]"
-            )
-        delays = self.delay_steps
-        if delays and not (len(delays) == 2 and 1 <= delays[0] <= delays[1]):
-            raise UserError(
-                f"delay_steps: {list(delays)} must be two numbers, the least and the greatest, "
-                "and at least 1, such as [1, 2]"
-            )
-        for name in self.formats:
-            check_format(name, "formats")
-
-
-LARGEST_MESSAGE = 1024  # values
-LONGEST_HOLD = 1_000_000  # steps
-
-
-@dataclass(frozen=True)
-class MessageSpec:
-    """What a robot tells others in every step, as the team file has it."""
-
-    size: int  # values, each between -1 and 1
-    to: tuple[str, ...] | Literal["all"]  # robots
-    format: Literal["int4", "int8", "float32"] = "int8"  # how a value travels
-    delay_steps: int = 1  # the age at which a message can be read
-    hold_steps: int = 10  # the age up to which it is held if nothing newer comes
-    training: MessageTraining = MessageTraining()
-
-    def __post_init__(self) -> None:
-        check_at_least(0, self, "size")
-        check_at_most(LARGEST_MESSAGE, self, "size")
-        check_at_most(LONGEST_HOLD, self, "hold_steps")
-        if (self.size == 0) != (not self.to):
-            remedy = "give a size of at least 1, or no receivers ([])" if self.to else "name some"
-            to = self.to if isinstance(self.to, str) else ", ".join(self.to)
-            raise UserError(f"size: {self.size} with receivers {to or 'none'}; {remedy}")
-        check_at_least(1, self, "delay_steps")
-        least, most = self.delays
-        if not least <= self.delay_steps <= most:
-            raise UserError(
-                f"delay_steps: {self.delay_steps} is not among the {least} to {most} of "
-                "training.delay_steps: students would fly what they were not trained for; "
-                "correct one of them"
-            )
-        if self.format not in self.formats:
-            raise UserError(
-                f"format: {self.format} is not among training.formats {list(self.formats)}: "
-                "students would fly what they were not trained for; add it there"
-            )
-        if self.hold_steps < most:
-            raise UserError(
-                f"hold_steps: {self.hold_steps} is below the delay of {most} steps: "
-                "every message would be too old; raise it"
-            )
-
-    @property
-    def receivers(self) -> tuple[str, ...]:
-        """The receivers, once a team's robots are known."""
-        if isinstance(self.to, str):
-            raise ValueError("'all' has not been resolved")
-        return self.to
-
-    @property
-    def delays(self) -> tuple[int, int]:
-        """Least and greatest delay in training."""
-        given = self.training.delay_steps or (self.delay_steps, self.delay_steps)
-        return given[0], given[1]
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The formats in training."""
-        return self.training.formats or (self.format,)
-
-
-@dataclass(frozen=True)
-class RobotEntry:
-    """A robot as the team file has it."""
-
-    agent: str
-    sensors: tuple[str, ...]
-    safe_action: str
-    student: StudentSpec
-    # Of the sensors' features, how many are left in an episode, at least and at most; the others
-    # are zero, and the student is told which. None: all, always.
-    random_features: tuple[int, ...] | None = None
-    messages: MessageSpec | None = None  # None: the robot is silent
-
-    def __post_init__(self) -> None:
-        bounds = self.random_features
-        if bounds is not None and not (len(bounds) == 2 and 1 <= bounds[0] <= bounds[1]):
-            raise UserError(
-                f"random_features: {list(bounds)} must be two numbers, the least and the most "
-                "features of an episode, such as [8, 10]"
-            )
-        if self.student.impute and bounds is None:
-            raise UserError(
-                "student: impute: true, but no features are hidden from this robot; give "
-                "random_features, or leave it out"
-            )
-
-
-@dataclass(frozen=True)
-class TeamFile:
-    """The team file's keys, once `base` and `defaults` are merged in.
-
-    `base` names a team whose file lies below this one, `defaults` holds what robots share; a
-    robot's own keys win over both. A number of `robots` means robot_0, which plays the task's
-    first agent, and so on. A relative path of `base` or `recipe` begins at its file.
-    """
-
-    task: str
-    teacher: str
-    robots: dict[str, RobotEntry]
-    students: str = ""  # the team whose students fly, robot by robot and again; empty: its own
-    recipe: str = "distil"  # how students are distilled: config/training/<recipe>.yaml, or a path
+from kdmarl_core.team_file import (
+    MessageSpec,
+    RobotEntry,
+    StudentSpec,
+    find_team_file,
+    read_team_file,
+)
 
 
 @dataclass(frozen=True)
@@ -298,14 +132,6 @@ def _record(robot: Robot) -> dict[str, Any]:
     return record
 
 
-def team_names() -> list[str]:
-    """Teams that ship."""
-    return sorted(path.stem for path in (share_folder() / "config" / "teams").glob("*.yaml"))
-
-
-_team_file = functools.partial(config_file, "team", "teams/*.yaml")
-
-
 def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
     """Read a team file and check every name in it against the task.
 
@@ -317,14 +143,13 @@ def load_team(name_or_path: str, changes: Sequence[str] = ()) -> Team:
         UserError: the file is missing or malformed, or names an unknown task, agent, block,
             action or receiver, or does not give every agent exactly one robot.
     """
-    team, students = _load_alone(_team_file(name_or_path), changes)
+    team, students = _load_alone(find_team_file(name_or_path), changes)
     return _with_students_of(students, team) if students else team
 
 
 def _load_alone(path: Path, changes: Sequence[str] = ()) -> tuple[Team, str | None]:
     """A team as if its students were its own, and the name of the team that lends them."""
-    document = with_changes(_read(path), changes)
-    entry = from_mapping(TeamFile, _with_defaults(document, path), str(path))
+    entry = read_team_file(path, changes)
     task = make_task(entry.task, f"{path}: task")
     robots = [_resolve(name, robot, task, path) for name, robot in entry.robots.items()]
     order = [agent.name for agent in task.spec.agents]
@@ -366,7 +191,7 @@ def _check_encodings(robots: Sequence[Robot], task: Task, path: Path) -> None:
 def _with_students_of(name: str, team: Team) -> Team:
     """The same team, with the students of another one, which must sense and act alike."""
     where = f"{team.path}: students"
-    path = _team_file(name, where)
+    path = find_team_file(name, where)
     if path == team.path:
         raise UserError(f"{where}: '{name}' is this team itself; leave the key out")
     lender, lends = _load_alone(path)
@@ -395,40 +220,6 @@ def _with_students_of(name: str, team: Team) -> Team:
 
 def _sizes(robot: Robot) -> list[tuple[str, int]]:
     return [(block.name, block.size) for block in robot.blocks]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The file's mapping laid over that of the team that its key `base` names, if it has one."""
-
-    def prepare(document: dict[str, Any], file: Path) -> None:
-        recipe = document.get("recipe")
-        if isinstance(recipe, str) and is_yaml(recipe):
-            document["recipe"] = str(file.parent / recipe)
-
-    return read_with_bases(path, _team_file, prepare)
-
-
-def _with_defaults(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Every robot's mapping laid over the mapping under `defaults`, if there is one."""
-    defaults, robots = document.pop("defaults", {}), document.get("robots")
-    task = document.get("task")
-    if isinstance(task, str) and isinstance(robots, int) and not isinstance(robots, bool):
-        agents = make_task(task, f"{path}: task").spec.agents
-        if robots != len(agents):
-            raise UserError(
-                f"{path}: robots: {robots} is not {len(agents)}, the number of agents of "
-                f"{task}; correct it"
-            )
-        robots = {f"robot_{i}": {"agent": agent.name} for i, agent in enumerate(agents)}
-        document["robots"] = robots
-    if not isinstance(defaults, Mapping):
-        raise UserError(f"{path}: defaults: expected a mapping of robots' keys, got {defaults!r}")
-    if isinstance(robots, Mapping):
-        document["robots"] = {
-            name: laid_over(defaults, robot) if isinstance(robot, Mapping) else robot
-            for name, robot in robots.items()
-        }
-    return document
 
 
 def _resolve(name: str, entry: RobotEntry, task: Task, path: Path) -> Robot:
@@ -495,103 +286,3 @@ def _with_receivers(robot: Robot, names: Sequence[str], path: Path) -> Robot:
         raise UserError(f"{where}: the team has no other robot; remove the robot's messages")
     heard = tuple(name for name in others if name in to)
     return dataclasses.replace(robot, messages=dataclasses.replace(messages, to=heard))
-
-
-def load_bundles(
-    team: Team, folder: Path, trust: Mapping[str, Trust] = MappingProxyType({})
-) -> list[BundlePolicy]:
-    """The policies of a team's robots, in their order, each checked against the team.
-
-    Args:
-        team: whose robots.
-        folder: with one bundle per robot.
-        trust: what is asked of a robot's bundle beyond its hash; nothing of those not named.
-
-    Raises:
-        UserError: a bundle is missing, damaged, not vouched for as it must be, or was made for
-            another robot, task or sensors.
-    """
-    refuse_missing_bundles(team, folder)
-    policies = [
-        _load_bundle(robot, team, folder / robot.bundle, trust.get(robot.name, NO_TRUST))
-        for robot in team.robots
-    ]
-    _refuse_mixed_trainings([policy.manifest for policy in policies], folder)
-    return policies
-
-
-def refuse_missing_bundles(team: Team, folder: Path) -> None:
-    """Raise a `UserError` if a robot of a team has no bundle in a folder."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder; run 'kdmarl distil --team {team.students.name}' first"
-        )
-    present = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
-    for robot in team.students.robots:
-        if robot.name not in present:
-            raise UserError(
-                f"{folder}: no bundle for robot '{robot.name}'; "
-                f"{did_you_mean(robot.name, present)} Otherwise distil {team.students.name} again"
-            )
-
-
-def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> BundlePolicy:
-    policy = load_policy(folder, trust, robot.bundle)
-    manifest = policy.manifest
-    pairs = {
-        "task": (manifest.task, team.students.task.spec.name),
-        "agent": (manifest.agent, (robot.flies or robot).agent.name),
-        "blocks": (
-            [(block.name, block.size) for block in manifest.blocks],
-            [(block.name, block.size) for block in robot.blocks],
-        ),
-        "actions": (manifest.actions, robot.agent.actions),
-        "message": (_told(manifest.message), _told(robot.messages)),
-        **_heard(manifest.peers, robot.peers),
-    }
-    for key, (found, expected) in pairs.items():
-        if found != expected:
-            raise UserError(
-                f"{folder / MANIFEST}: {key}: {found} is not the team's {expected} for "
-                f"{robot.name}; distil the team again"
-            )
-    return policy
-
-
-def _refuse_mixed_trainings(manifests: Sequence[Manifest], folder: Path) -> None:
-    """Raise a `UserError` if robots that tell each other anything were not distilled together."""
-    talking = [manifest for manifest in manifests if manifest.message or manifest.peers]
-    for manifest in talking:
-        if manifest.training != talking[0].training:
-            raise UserError(
-                f"{folder / manifest.robot / MANIFEST}: training: {manifest.training} is not the "
-                f"{talking[0].training} of {talking[0].robot}: what they tell each other means "
-                "something else; copy all bundles of one 'kdmarl distil'"
-            )
-
-
-def _told(message: MessageEntry | MessageSpec | None) -> str:
-    """What a robot tells others, in words."""
-    if message is None:
-        return "silence"
-    return f"{message.size} values as {message.format} to {' and '.join(message.to)}"
-
-
-def _heard(
-    found: Sequence[PeerEntry], expected: Sequence[PeerEntry]
-) -> dict[str, tuple[object, object]]:
-    """Pairs as above: which peers there are, then what is expected of each."""
-    names = [[peer.robot for peer in peers] for peers in (found, expected)]
-    if names[0] != names[1]:
-        return {"peers": (names[0], names[1])}
-    return {
-        f"peers: {own.robot}": (_of_peer(own), _of_peer(other))
-        for own, other in zip(found, expected, strict=True)
-    }
-
-
-def _of_peer(peer: PeerEntry) -> str:
-    return (
-        f"{peer.size} values as {peer.format}, {peer.delay_steps} steps late, held for "
-        f"{peer.hold_steps}"
-    )

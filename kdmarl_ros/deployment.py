@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 from kdmarl_core.bundle import Manifest, Trust, admit
 from kdmarl_core.errors import UserError
 from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
-from kdmarl_core.team import Robot, Team, load_bundles, load_team, refuse_missing_bundles
+from kdmarl_core.team import Robot, Team, load_team
+from kdmarl_core.team_bundles import load_bundles, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
 from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters, robots_folder
 from kdmarl_ros.parameters import (

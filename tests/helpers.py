@@ -29,7 +29,8 @@ from kdmarl_core.metrics import Evaluation
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task, select_blocks
 from kdmarl_core.teacher.architecture import Architecture
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, save_teacher
-from kdmarl_core.team import Robot, StudentSpec, Team
+from kdmarl_core.team import Robot, Team
+from kdmarl_core.team_file import StudentSpec
 
 TASK = "mpe/simple_spread"
 TRAINING = "0000002a"  # of all bundles that are made here

@@ -37,7 +37,8 @@ from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher import checkpoint
 from kdmarl_core.teacher.checkpoint import CHECKPOINT
 from kdmarl_core.teacher.teacher import find_teacher, load_teacher, read_tensors
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_bundles import load_bundles
 from kdmarl_ros.cli import main
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")

@@ -20,7 +20,8 @@ from kdmarl_core.export import student_model
 from kdmarl_core.resources.count import count
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import AgentSpec, Block, TaskSpec, make_task
-from kdmarl_core.team import Robot, StudentSpec, Team, load_team
+from kdmarl_core.team import Robot, Team, load_team
+from kdmarl_core.team_file import StudentSpec
 
 SPEC = make_task("smax/3m").spec
 MOVES = SPEC.units.moves

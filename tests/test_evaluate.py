@@ -33,7 +33,8 @@ from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View, block_columns, make_task
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import read_card
-from kdmarl_core.team import StudentSpec, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_file import StudentSpec
 
 TASK_MADE = make_task(TASK)
 SPEC = TASK_MADE.spec

@@ -25,7 +25,8 @@ from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_bundles import load_bundles
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
 

@@ -37,7 +37,7 @@ from kdmarl_core.distil.student import StudentTeam
 from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.schema import from_mapping, with_changes
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.team import load_bundles
+from kdmarl_core.team_bundles import load_bundles
 
 pytestmark = pytest.mark.usefixtures("simulators_made_once")
 

@@ -16,7 +16,7 @@ from kdmarl_core.distil.learner import Recipe as DistillationRecipe
 from kdmarl_core.errors import UserError, did_you_mean, unknown
 from kdmarl_core.schema import from_mapping, parse_json, read_json, read_yaml
 from kdmarl_core.teacher.mappo import Recipe as TrainingRecipe
-from kdmarl_core.team import TeamFile
+from kdmarl_core.team_file import TeamFile
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from kdmarl_core.tasks import make_task, task_names
 from kdmarl_core.teacher.mappo import load_recipe as load_training_recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
-from kdmarl_core.team import load_team, team_names
+from kdmarl_core.team import load_team
+from kdmarl_core.team_file import team_names
 from kdmarl_ros.parameter_files import robot_parameters
 
 SHARE = share_folder()

@@ -6,7 +6,8 @@ import pytest
 from helpers import TASK, TEAM_FILE, changed, write_yaml
 
 from kdmarl_core.tasks import live_columns
-from kdmarl_core.team import StudentSpec, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_file import StudentSpec
 
 SPREAD = load_team("simple_spread")
 ALL = tuple(block.name for block in SPREAD.robots[0].sensors)

@@ -131,7 +131,7 @@ def _note_other_teacher(manifests: Sequence[Manifest], name: str) -> None:
 def _player(name: str, arguments: argparse.Namespace, team: Team) -> Any:
     from kdmarl_core.evaluate import BundlePlayer, RandomPlayer
     from kdmarl_core.files import bundles_folder
-    from kdmarl_core.team import load_bundles
+    from kdmarl_core.team_bundles import load_bundles
 
     spec = team.task.spec
     if name == "random":

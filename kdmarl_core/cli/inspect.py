@@ -39,7 +39,8 @@ def inspect_command(arguments: argparse.Namespace) -> None:
     """Play with every link tampered with in turn, and probe what was said."""
     from kdmarl_core import inspect_messages as messages
     from kdmarl_core.files import bundles_folder
-    from kdmarl_core.team import load_bundles, load_team
+    from kdmarl_core.team import load_team
+    from kdmarl_core.team_bundles import load_bundles
 
     team = load_team(arguments.team)
     links = messages.links(team)

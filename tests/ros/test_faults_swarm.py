@@ -18,7 +18,8 @@ from std_srvs.srv import SetBool, Trigger
 
 from kdmarl_core.bundle import load_policy
 from kdmarl_core.evaluate import BundlePlayer, play
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_bundles import load_bundles
 from kdmarl_ros import qos, results, topics
 from kdmarl_ros.msg import AgentAction, StepResult
 

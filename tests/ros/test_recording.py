@@ -11,7 +11,8 @@ from rclpy.serialization import deserialize_message
 from kdmarl_core.bundle import MANIFEST, Disturbance, load_policy
 from kdmarl_core.evaluate import BundlePlayer, play
 from kdmarl_core.files import share_folder
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_bundles import load_bundles
 from kdmarl_ros import qos, results, topics
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage, StepResult
 from kdmarl_ros.recording import read_recording

@@ -11,7 +11,8 @@ from helpers import write_yaml
 
 from kdmarl_core.bundle import load_policy
 from kdmarl_core.evaluate import BundlePlayer, play
-from kdmarl_core.team import load_bundles, load_team
+from kdmarl_core.team import load_team
+from kdmarl_core.team_bundles import load_bundles
 from kdmarl_ros import results
 
 pytestmark = pytest.mark.ros
