@@ -7,6 +7,7 @@ the type before the first message arrives. No ROS client here.
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from kdmarl_core.errors import UserError, did_you_mean, unknown
 NUMBER = "number"
 ARRAY = "array of numbers"
 OTHER = "other"
+QUATERNION_TOLERANCE = 0.1  # of the squared length: 1 for a rotation, 0 for a field never set
 
 _TYPE = re.compile(r"([a-z][a-z0-9_]*)/msg/([A-Z]\w*)", re.ASCII)
 _PART = r"([a-zA-Z]\w*)(?:\[([^\[\]]+)\])?"
@@ -166,6 +168,17 @@ def find_setter(message: type, path: str, where: str) -> Setter:
 _Step = Callable[[Any, Any], Any]  # of a value and the whole message
 
 
+def find_heading(message: type, name: str, where: str) -> Callable[[Any], float]:
+    """A function that reads the heading in radians from a quaternion field."""
+    field = find_field(message, name, where)
+    if field.type_name != "geometry_msgs/Quaternion":
+        raise UserError(
+            f"{where}: '{name}' is {field.type_name}, not geometry_msgs/Quaternion; name an "
+            "orientation, such as pose.pose.orientation"
+        )
+    return lambda received: _heading_rad(field.get(received))
+
+
 def _walk(steps: list[_Step], received: Any) -> Any:
     value = received
     for step in steps:
@@ -258,3 +271,10 @@ def _element(type_name: str) -> tuple[str, int | None]:
         return "", None
     sequence, fixed, length = match.groups()
     return (sequence, None) if sequence else (fixed, int(length))
+
+
+def _heading_rad(q: Any) -> float:
+    length = q.w * q.w + q.x * q.x + q.y * q.y + q.z * q.z
+    if not abs(length - 1.0) < QUATERNION_TOLERANCE:
+        return math.nan
+    return math.atan2(2 * (q.w * q.z + q.x * q.y), q.w * q.w + q.x * q.x - q.y * q.y - q.z * q.z)

@@ -10,7 +10,8 @@ from helpers import TEAM_FILE, changed, make_manifest, renamed, write_yaml
 
 from kdmarl_core.team import load_team
 from kdmarl_ros import sros2
-from kdmarl_ros.sensor_map import CommandEntry, MapFile, SensorMap, SourceEntry
+from kdmarl_ros.sensor_map import SensorMap
+from kdmarl_ros.sensor_map.file import CommandEntry, MapFile, SourceEntry
 from kdmarl_ros.sros2 import Rights, check_keystore, make_keystore, ros_domain, team_rights
 
 DOMAIN = 7
