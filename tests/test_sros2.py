@@ -12,10 +12,18 @@ from kdmarl_core.team import load_team
 from kdmarl_ros import sros2
 from kdmarl_ros.sensor_map import SensorMap
 from kdmarl_ros.sensor_map.file import CommandEntry, MapFile, SourceEntry
-from kdmarl_ros.sros2 import Rights, check_keystore, make_keystore, ros_domain, team_rights
+from kdmarl_ros.sros2 import (
+    Rights,
+    check_keystore,
+    documents,
+    make_keystore,
+    ros_domain,
+    team_rights,
+)
+from kdmarl_ros.sros2 import keystore as keystore_files
 
 DOMAIN = 7
-DOCUMENTS = (sros2.GOVERNANCE, sros2.PERMISSIONS)
+DOCUMENTS = (keystore_files.GOVERNANCE, keystore_files.PERMISSIONS)
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
 # Children in the order in which the schemas of DDS-Security 1.1 want them.
@@ -134,8 +142,8 @@ def test_a_robot_cannot_take_another_process_for_itself(tmp_path, refusal):
 def test_documents_follow_the_schemas(team):
     now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
     rights = team_rights(team)["robot_0"]
-    permissions = sros2.permissions_xml("robot_0", rights, DOMAIN, (now, now))
-    for document in (sros2.governance_xml(DOMAIN), permissions):
+    permissions = documents.permissions_xml("robot_0", rights, DOMAIN, (now, now))
+    for document in (documents.governance_xml(DOMAIN), permissions):
         root = ET.fromstring(document)
         assert root.tag == "dds"
         for element in root.iter():
@@ -160,8 +168,10 @@ def test_documents_follow_the_schemas(team):
 def test_the_layout_is_what_rcl_looks_for(keystore, team):
     for robot in team.robots:
         place = keystore / "enclaves" / robot.name
-        assert {*sros2.ENCLAVE_FILES, "permissions.xml"} == {p.name for p in place.iterdir()}
-        assert (place / sros2.KEY).stat().st_mode & 0o777 == 0o600
+        assert {*keystore_files.ENCLAVE_FILES, "permissions.xml"} == {
+            p.name for p in place.iterdir()
+        }
+        assert (place / keystore_files.KEY).stat().st_mode & 0o777 == 0o600
     private = keystore / "private" / "ca.key.pem"
     assert private.stat().st_mode & 0o777 == 0o600
     assert private.read_bytes() not in [p.read_bytes() for p in keystore.glob("enclaves/*/*")]
@@ -171,13 +181,13 @@ def test_the_layout_is_what_rcl_looks_for(keystore, team):
 def test_openssl_verifies_certificates_and_signatures(keystore, tmp_path):
     ca = keystore / "public" / "ca.cert.pem"
     for place in (keystore / "enclaves").iterdir():
-        done = run_openssl("verify", "-CAfile", ca, place / sros2.CERTIFICATE)
+        done = run_openssl("verify", "-CAfile", ca, place / keystore_files.CERTIFICATE)
         assert done.returncode == 0, done.stderr
         for name in DOCUMENTS:
             out = tmp_path / "out.xml"
             done = run_openssl(
                 "smime", "-verify", "-text", "-in", place / name, "-CAfile",
-                place / sros2.PERMISSIONS_CA, "-out", out,
+                place / keystore_files.PERMISSIONS_CA, "-out", out,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             ET.parse(out)
@@ -186,11 +196,11 @@ def test_openssl_verifies_certificates_and_signatures(keystore, tmp_path):
 @openssl
 def test_an_altered_document_is_not_verified(keystore):
     place = keystore / "enclaves" / "robot_1"
-    content = (place / sros2.PERMISSIONS).read_bytes()
-    (place / sros2.PERMISSIONS).write_bytes(content.replace(b"/velocity", b"/position"))
+    content = (place / keystore_files.PERMISSIONS).read_bytes()
+    (place / keystore_files.PERMISSIONS).write_bytes(content.replace(b"/velocity", b"/position"))
     done = run_openssl(
-        "smime", "-verify", "-text", "-in", place / sros2.PERMISSIONS, "-CAfile",
-        place / sros2.PERMISSIONS_CA,
+        "smime", "-verify", "-text", "-in", place / keystore_files.PERMISSIONS, "-CAfile",
+        place / keystore_files.PERMISSIONS_CA,
     )  # fmt: skip
     assert done.returncode != 0
 
@@ -204,15 +214,15 @@ def test_a_keystore_of_the_team_is_accepted(keystore, team):
 
 def test_a_renewed_keystore_keeps_its_authority(keystore, team):
     ca = (keystore / "public" / "ca.cert.pem").read_bytes()
-    key = (keystore / "enclaves" / "robot_0" / sros2.KEY).read_bytes()
+    key = (keystore / "enclaves" / "robot_0" / keystore_files.KEY).read_bytes()
     make_keystore(keystore, team_rights(team), DOMAIN, days=60)
     assert (keystore / "public" / "ca.cert.pem").read_bytes() == ca
-    assert (keystore / "enclaves" / "robot_0" / sros2.KEY).read_bytes() != key
+    assert (keystore / "enclaves" / "robot_0" / keystore_files.KEY).read_bytes() != key
     check_keystore(keystore, team_rights(team), DOMAIN)
 
 
 def lose_governance(keystore):
-    (keystore / "enclaves" / "robot_0" / sros2.GOVERNANCE).unlink()
+    (keystore / "enclaves" / "robot_0" / keystore_files.GOVERNANCE).unlink()
 
 
 def lose_enclave(keystore):
@@ -220,11 +230,13 @@ def lose_enclave(keystore):
 
 
 def open_key(keystore):
-    (keystore / "enclaves" / "robot_0" / sros2.KEY).chmod(0o644)
+    (keystore / "enclaves" / "robot_0" / keystore_files.KEY).chmod(0o644)
 
 
 def swap_keys(keystore):
-    here, there = (keystore / "enclaves" / name / sros2.KEY for name in ("robot_0", "robot_1"))
+    here, there = (
+        keystore / "enclaves" / name / keystore_files.KEY for name in ("robot_0", "robot_1")
+    )
     here.write_bytes(there.read_bytes())
 
 
@@ -236,7 +248,8 @@ def swap_enclaves(keystore):
 
 def swap_permissions(keystore):
     here, there = (
-        keystore / "enclaves" / name / sros2.PERMISSIONS for name in ("robot_0", "robot_1")
+        keystore / "enclaves" / name / keystore_files.PERMISSIONS
+        for name in ("robot_0", "robot_1")
     )
     here.write_bytes(there.read_bytes())
 
@@ -245,15 +258,15 @@ def another_authority(keystore):
     other = keystore.parent / "other"
     make_keystore(other, {"robot_0": Rights(frozenset(), frozenset())}, DOMAIN, days=30)
     content = (other / "public" / "ca.cert.pem").read_bytes()
-    (keystore / "enclaves" / "robot_0" / sros2.IDENTITY_CA).write_bytes(content)
+    (keystore / "enclaves" / "robot_0" / keystore_files.IDENTITY_CA).write_bytes(content)
 
 
 def garble_certificate(keystore):
-    (keystore / "enclaves" / "robot_0" / sros2.CERTIFICATE).write_text("nonsense")
+    (keystore / "enclaves" / "robot_0" / keystore_files.CERTIFICATE).write_text("nonsense")
 
 
 def garble_permissions(keystore):
-    (keystore / "enclaves" / "robot_0" / sros2.PERMISSIONS).write_text("nonsense")
+    (keystore / "enclaves" / "robot_0" / keystore_files.PERMISSIONS).write_text("nonsense")
 
 
 @pytest.mark.parametrize(
