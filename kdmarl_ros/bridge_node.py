@@ -34,11 +34,12 @@ from kdmarl_core.sensors import team_sensors
 from kdmarl_core.tasks import View
 from kdmarl_core.team import load_team
 from kdmarl_ros import graph, health, oversight, qos, results, topics
+from kdmarl_ros.declare import declare, refuse_undeclared
 from kdmarl_ros.diagnostics import REPORTED_EVERY_S, Diagnostics
 from kdmarl_ros.disturbance import Disturbance
 from kdmarl_ros.markers import OVERRIDDEN, POLICY, SAFE, SILENT, Choice, scene_markers
 from kdmarl_ros.msg import AgentAction, StepResult
-from kdmarl_ros.parameters import BridgeParameters, declare, refuse_undeclared
+from kdmarl_ros.parameters import BridgeParameters
 from kdmarl_ros.qos import NO_EVENTS
 from kdmarl_ros.robot_link import STATUSES, RobotLink
 from kdmarl_ros.security import refuse_open_middleware

@@ -20,14 +20,9 @@ from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.team import Robot, Team, load_team
 from kdmarl_core.team_bundles import load_bundles, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
+from kdmarl_ros.parameter_checks import check_blocks, check_values
 from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters, robots_folder
-from kdmarl_ros.parameters import (
-    BridgeParameters,
-    PolicyParameters,
-    check_blocks,
-    check_values,
-    refuse_to_share,
-)
+from kdmarl_ros.parameters import BridgeParameters, PolicyParameters, refuse_to_share
 from kdmarl_ros.safety import default_timeout_s
 from kdmarl_ros.security import trust
 from kdmarl_ros.sensor_map import SensorMap, load_map

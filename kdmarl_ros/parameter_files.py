@@ -10,7 +10,8 @@ from kdmarl_core.errors import UserError, did_you_mean
 from kdmarl_core.files import share_folder
 from kdmarl_core.schema import read_yaml
 from kdmarl_ros import topics
-from kdmarl_ros.parameters import PolicyParameters, check_values
+from kdmarl_ros.parameter_checks import check_values
+from kdmarl_ros.parameters import PolicyParameters
 
 ALL = "all.yaml"
 TYPES = "types"

@@ -29,15 +29,11 @@ from kdmarl_core.bundle import BundlePolicy, Disturbance, Manifest, load_policy
 from kdmarl_core.errors import UserError, unknown
 from kdmarl_ros import graph, health, qos, topics
 from kdmarl_ros.console import Console
+from kdmarl_ros.declare import declare, declare_for_blocks, refuse_undeclared
 from kdmarl_ros.diagnostics import REPORTED_EVERY_S, Diagnostics
 from kdmarl_ros.managed_node import AskedToEndError, ManagedNode
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
-from kdmarl_ros.parameters import (
-    PolicyParameters,
-    declare,
-    declare_for_blocks,
-    refuse_undeclared,
-)
+from kdmarl_ros.parameters import PolicyParameters
 from kdmarl_ros.peer_link import PeerLink
 from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
 from kdmarl_ros.qos import NO_EVENTS

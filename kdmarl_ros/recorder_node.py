@@ -22,7 +22,8 @@ from kdmarl_core.bundle import MANIFEST
 from kdmarl_core.errors import UserError
 from kdmarl_core.team import load_team
 from kdmarl_ros import qos, topics
-from kdmarl_ros.parameters import RecorderParameters, declare, refuse_undeclared
+from kdmarl_ros.declare import declare, refuse_undeclared
+from kdmarl_ros.parameters import RecorderParameters
 from kdmarl_ros.recording import Channel, RecordingWriter
 from kdmarl_ros.spin import Stop
 from kdmarl_ros.spin import main as spin_main
