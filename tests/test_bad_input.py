@@ -447,8 +447,10 @@ def test_checkpoints(workshop, refused, trained):
         (["--set", "roles=10000"], ["roles: 10000 is above 1000"]),
         (["--set", "offline.updates=0", "on_policy.iterations=0"], ["offline.updates and", "0"]),
         (["--set", "on_policy.num_envs=1", "on_policy.rollout_steps=1"], ["rollout_steps: 1 in"]),
+        (["--set", "roles=10000", "--set", "offline.updates=3"], ["roles: 10000 is above 1000"]),
         (["--without", "kll"], ["unknown term 'kll'", "did you mean kl"]),
         (["--without", "kl", "ppo", "cross_entropy"], ["all weights are 0"]),
+        (["--without", "kl", "--without", "ppo", "cross_entropy"], ["all weights are 0"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else None,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.cells import PAGE, add_cell_options, refuse_partial_page, students
-from kdmarl_core.cli.common import print_json, print_table, progress_bar
+from kdmarl_core.cli.common import add_list, print_json, print_table, progress_bar
 from kdmarl_core.errors import refuse_unknown
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ def add_command(commands: Any) -> None:
         "ablation", help="switch terms and phases of the distillation off in turn"
     )
     add_cell_options(parser)
-    parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
-    parser.add_argument(
-        "--variants", nargs="+", default=[], help="beside that with all terms; default: all"
-    )
+    add_list(parser, "--teams", help="default: all of the plan")
+    add_list(parser, "--variants", help="beside that with all terms; default: all")
     parser.add_argument("--compute", action="store_true", help="distil what is missing")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE}")
     parser.set_defaults(command=ablation_command)

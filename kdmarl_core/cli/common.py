@@ -74,6 +74,11 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_list(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
+    """An option of any number of values; given once more, it adds to them."""
+    parser.add_argument(name, action="extend", nargs="+", default=[], **more)
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """`--seed`, for everything that draws."""
     parser.add_argument("--seed", type=natural, default=0, help="base of all draws (default 0)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdmarl_core.cli.common import (
+    add_list,
     add_run,
     console,
     print_json,
@@ -38,12 +39,8 @@ def add_command(commands: Any) -> None:
         "which senses what the robots do and, if it hears, those whom they hear",
     )
     parser.add_argument("--recipe", metavar="FILE", help="default: the team file's recipe")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values of the recipe to change"
-    )
-    parser.add_argument(
-        "--without", nargs="+", default=[], metavar="TERM", help="terms to switch off (ablation)"
-    )
+    add_list(parser, "--set", metavar="KEY=VALUE", help="values of the recipe to change")
+    add_list(parser, "--without", metavar="TERM", help="terms to switch off (ablation)")
     parser.add_argument(
         "--buffer", metavar="FILE", help="expert buffer to read, or to write if there is none"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdmarl_core.cli.common import (
     add_disturbance,
     add_json,
+    add_list,
     add_seed,
     console,
     disturbance,
@@ -33,9 +34,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
     parser.add_argument("--bundles", metavar="DIR", help="default runs/bundles/<team>")
     parser.add_argument("--teacher", metavar="DIR", help="default: the team file's teacher")
-    parser.add_argument(
+    add_list(
+        parser,
         "--players",
-        nargs="+",
         choices=PLAYERS,
         help="who plays (default: all, which gives the retention; of a team that flies another "
         "one's students, all but the teacher)",

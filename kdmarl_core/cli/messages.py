@@ -14,7 +14,7 @@ from kdmarl_core.cli.cells import (
     refuse_partial_page,
     students,
 )
-from kdmarl_core.cli.common import print_json, print_table, progress_bar
+from kdmarl_core.cli.common import add_list, print_json, print_table, progress_bar
 from kdmarl_core.errors import UserError, refuse_unknown
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def add_command(commands: Any) -> None:
         "messages", help="retention by size, format, loss and delay of messages"
     )
     add_cell_options(parser)
-    parser.add_argument("--teams", nargs="+", default=[], help="default: all of the plan")
-    parser.add_argument("--variants", nargs="+", default=[], help="default: all of the plan")
+    add_list(parser, "--teams", help="default: all of the plan")
+    add_list(parser, "--variants", help="default: all of the plan")
     parser.add_argument("--compute", action="store_true", help="distil what is missing")
     parser.add_argument(
         "--write",

@@ -17,7 +17,7 @@ from kdmarl_core.cli.cells import (
     refuse_partial_page,
     students,
 )
-from kdmarl_core.cli.common import console, print_json, print_table, progress_bar
+from kdmarl_core.cli.common import add_list, console, print_json, print_table, progress_bar
 from kdmarl_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,13 +33,12 @@ def add_command(commands: Any) -> None:
         "table", help="print the table of results, and compute what it lacks"
     )
     add_cell_options(parser)
-    parser.add_argument("--tasks", nargs="+", default=[], help="default: all of the plan")
-    parser.add_argument("--settings", nargs="+", default=[], help="default: all of the plan")
-    parser.add_argument(
+    add_list(parser, "--tasks", help="default: all of the plan")
+    add_list(parser, "--settings", help="default: all of the plan")
+    add_list(
+        parser,
         "--compute",
-        nargs="+",
         choices=KINDS,
-        default=[],
         help="cells to compute where they are missing: given (teacher and random actions), "
         "students, bounds, assisted (students of the bounds' policies)",
     )
