@@ -20,6 +20,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -27,6 +28,7 @@ from builtin_interfaces.msg import Time
 from common import leave_other_robots_alone, write_table
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_msgs.msg import Bool
@@ -301,7 +303,7 @@ def _stop_by_topic(driver: Driver, child: object) -> None:
 
 def _stop_by_service(driver: Driver, child: object) -> None:
     name = topics.of_robot(driver.robot, topics.EMERGENCY_STOP)
-    client = driver.create_client(SetBool, name)
+    client: Client[Any, Any] = driver.create_client(SetBool, name)
     driver.until(client.service_is_ready, driver.send)
     driver.sent_s = time.monotonic()
     client.call_async(SetBool.Request(data=True))
@@ -313,7 +315,7 @@ def _stop_by_service(driver: Driver, child: object) -> None:
 
 def _deactivation(driver: Driver, child: object) -> None:
     name = f"/{topics.of_robot(driver.robot, topics.POLICY_NODE)}/change_state"
-    client = driver.create_client(ChangeState, name)
+    client: Client[Any, Any] = driver.create_client(ChangeState, name)
     driver.until(client.service_is_ready, driver.send)
     driver.sent_s = time.monotonic()
     for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):

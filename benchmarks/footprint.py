@@ -141,7 +141,8 @@ def _cpu_percent(probe: Probe, executor: SingleThreadedExecutor, pid: int) -> fl
     before, begun_s = times(), time.monotonic()
     probe.drive(executor, RATE_HZ, RATE_SECONDS)
     after, seconds = times(), time.monotonic() - begun_s
-    return 100 * (after.user + after.system - before.user - before.system) / seconds
+    percent: float = 100 * (after.user + after.system - before.user - before.system) / seconds
+    return percent
 
 
 def _libraries(pid: int) -> int:

@@ -37,7 +37,8 @@ def main() -> int:
     team = load_team(TEAM)
     task = team.task
     teacher, _ = load_teacher(find_teacher(team.teacher), task.spec)
-    uninformed = [i for i, robot in enumerate(team.robots) if "landmarks" not in robot.sensors]
+    sensed = [{block.name for block in robot.sensors} for robot in team.robots]
+    uninformed = [index for index, names in enumerate(sensed) if "landmarks" not in names]
     columns = block_columns(task.spec.agents[0].blocks)  # all sense alike
     env = task.make_reference()
 

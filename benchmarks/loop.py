@@ -105,7 +105,7 @@ def _measure_round(deployment: Deployment, trips: int, *, floor_first: bool) -> 
 
 def _in_real_time(arguments: argparse.Namespace) -> Round:
     """Latencies of both teams' policy nodes, which wait for their periods, and their quotients."""
-    timing = {"mode": "real_time", "rate_hz": float(arguments.real_time)}
+    timing: dict[str, str | float] = {"mode": "real_time", "rate_hz": float(arguments.real_time)}
     teams = (arguments.team, arguments.against)
     found = [_latencies_of(arguments, team, timing) for team in teams]
     figures = {}

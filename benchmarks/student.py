@@ -19,10 +19,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal, cast
 
 import torch
 
 from kdmarl_core.distil.coordination import CoordinationHeads
+from kdmarl_core.distil.encoding import EncodedBlock
 from kdmarl_core.distil.learner import Learner
 from kdmarl_core.distil.messages import draw_delivery
 from kdmarl_core.distil.on_policy import message_steps
@@ -156,7 +158,7 @@ def _products(students: StudentTeam, batch: Batch) -> Callable[[], None]:
     inputs, actions = max(students.encoding.rest_sizes), batch.labels.action_mask.shape[-1]
     first = [(inputs, width, samples)]
     layers = [(width, width, samples), (width, actions, samples)]
-    for block in students.encoding.blocks:
+    for block in cast("Sequence[EncodedBlock]", students.encoding.blocks):
         features, rows = block.cut.shape
         size = max(block.encoder.outputs)
         first.append((features, size, rows * samples))
@@ -193,7 +195,7 @@ def _alternate(jobs: Sequence[Callable[[], None]], rounds: int) -> list[float]:
     return [statistics.median(kept) for kept in seconds]
 
 
-def _with_network(team: Team, network: str | None) -> Team:
+def _with_network(team: Team, network: Literal["mlp", "gru"] | None) -> Team:
     if network is None:
         return team
     robots = tuple(

@@ -41,12 +41,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdmarl_core.cli.common import add_json, add_seed, positive, print_json, print_table, run
 from kdmarl_core.errors import UserError
+
+if TYPE_CHECKING:
+    from kdmarl_core.tasks import View
 
 TASK = "mpe/simple_spread"
 OURS = "kdmarl"
@@ -184,9 +187,8 @@ def _evaluate(player: Any, job: Job) -> list[float]:
 
 def _play_randomly(job: Job) -> list[float]:
     from kdmarl_core.evaluate import RandomPlayer
-    from kdmarl_core.tasks import make_task
 
-    return _evaluate(RandomPlayer(make_task(TASK).spec), job)
+    return _evaluate(RandomPlayer(), job)
 
 
 # --- JaxMARL -------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def _run_jaxmarl(job: Job, record: Run) -> None:
     key = jax.random.PRNGKey(job.seed)
     compiled = jax.jit(trainer.make_train(config)).lower(key).compile()
     try:
-        result = jax.block_until_ready(compiled(key))
+        result = jax.block_until_ready(compiled(key))  # type: ignore[no-untyped-call]
     except jax.errors.JaxRuntimeError as error:
         if _TimeUpError.__name__ not in str(error):
             raise
@@ -224,6 +226,8 @@ def _load_script(source: Path, log: Callable[[dict[str, Any]], None]) -> ModuleT
     _replace("hydra", main=lambda **_: lambda function: function)
     _replace("omegaconf", OmegaConf=None)
     spec = importlib.util.spec_from_file_location("jaxmarl_mappo", source / SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -237,6 +241,7 @@ def _replace(name: str, **members: Any) -> None:
 
 def _config(job: Job) -> dict[str, Any]:
     """The shipped values with our length of episodes, and the job's shape and length."""
+    assert job.shape is not None
     num_envs, num_steps = job.shape
     return _shipped_config(job.source) | {
         "ENV_KWARGS": {"max_steps": 24},  # compared before it is counted: 25 steps
@@ -282,11 +287,12 @@ class _JaxmarlPlayer:
         """Forget the past."""
         self._state = self._rest
 
-    def act(self, observations: Sequence[Any]) -> list[int]:
+    def act(self, view: View) -> list[int]:
         """Greedy actions."""
-        going_on = np.zeros(len(observations), bool)
-        self._state, actions = self._act(self._state, np.stack(observations), going_on)
-        return np.asarray(actions).tolist()
+        going_on = np.zeros(len(view.observations), bool)
+        self._state, chosen = self._act(self._state, np.stack(view.observations), going_on)
+        actions: list[int] = np.asarray(chosen).tolist()
+        return actions
 
 
 # --- The comparison ------------------------------------------------------------------------------
@@ -383,9 +389,9 @@ def _mean_rate(runs: Sequence[Run], name: str) -> float:
 def _train(job: Job, rate: float, arguments: argparse.Namespace) -> Run:
     env_steps = int(rate * arguments.budget)
     _say(f"{job.name}: {env_steps:,} environment steps, about {arguments.budget:.0f} s")
-    return _in_own_process(
-        perform, dataclasses.replace(job, env_steps=env_steps, episodes=arguments.episodes)
-    )
+    longer = dataclasses.replace(job, env_steps=env_steps, episodes=arguments.episodes)
+    trained: Run = _in_own_process(perform, longer)
+    return trained
 
 
 def _in_own_process(function: Callable[[Job], Any], job: Job) -> Any:
@@ -406,7 +412,7 @@ def _say(line: str) -> None:
 # --- Figures -------------------------------------------------------------------------------------
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def _standard_error(values: Sequence[float] | np.ndarray) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
