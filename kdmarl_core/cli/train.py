@@ -76,6 +76,8 @@ def train_teacher(arguments: argparse.Namespace) -> None:
             shown = f"return {figures['return']:.2f}"
             if task.spec.can_be_won:
                 shown += f" won {figures['win_rate']:.0%}"
+            if "followed" in figures:
+                shown += f" followed within {figures['followed']:.3f}"
             bar.update(line, completed=iteration, figures=shown)
             for name, value in figures.items():
                 events().add_scalar(f"train/{name}", value, iteration * recipe.steps_per_iteration)

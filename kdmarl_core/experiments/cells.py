@@ -180,7 +180,7 @@ def bound_inputs(team: Team, episodes: int) -> dict[str, Any]:
     sensed = {agent: own.record() for agent, own in team.restriction().items()}
     return common_inputs("bound", team.task, episodes) | {
         "restriction": sensed,
-        "recipe": dataclasses.asdict(bound_recipe(team.task.spec)),
+        "recipe": bound_recipe(team.task.spec).record(),
         "seed": BOUND_SEED,
     }
 

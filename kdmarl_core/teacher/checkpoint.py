@@ -39,9 +39,9 @@ class Progress:
     seconds: float
 
 
-def recipe_hash(recipe: object, spec: TaskSpec, team: Team | None) -> str:
+def recipe_hash(recipe: dict[str, Any], spec: TaskSpec, team: Team | None) -> str:
     """A hash of recipe, opponent and restriction: a run is only resumed with what began it."""
-    record: list[Any] = [dataclasses.asdict(recipe), spec.fixture_sha256]  # type: ignore[call-overload]
+    record: list[Any] = [recipe, spec.fixture_sha256]
     if team is not None:
         record.append({agent: own.record() for agent, own in team.restriction().items()})
     return fingerprint(record)

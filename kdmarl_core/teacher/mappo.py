@@ -3,8 +3,8 @@
 One update per rollout: `epochs` passes over shuffled minibatches of the PPO-clip objective with a
 centralised value function. Reading order: `Recipe`, `loss`, `update`.
 
-Shapes: `T` steps, `B` sequences of a minibatch, `E` environments, `N` agents, `I` inputs, `A`
-actions, `S` joint state, `W` width.
+Shapes: `T` steps, `B` sequences of a minibatch, `E` environments, `N` agents, `I` inputs, `J`
+inputs of followers, `A` actions, `S` joint state, `W` width.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
@@ -32,6 +32,7 @@ from kdmarl_core.schema import (
 from kdmarl_core.tasks import TaskSpec
 from kdmarl_core.teacher.acting import Acting
 from kdmarl_core.teacher.architecture import Architecture, Network
+from kdmarl_core.teacher.followers import Followers, FollowersEntry, divergence
 from kdmarl_core.teacher.returns import gae, normalised, ppo_clip, refuse_one_sample
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, mask_logits
@@ -60,6 +61,8 @@ class Recipe:
     reward_scale: float
     max_grad_norm: float
     precision: Literal["bfloat16", "float32"]
+    begins_with: str = ""  # the teacher whose weights it begins with; empty: none
+    followers: FollowersEntry | None = None  # who is to be able to follow it; None: nobody
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "env_steps", "num_envs", "rollout_steps", "epochs", "minibatches")
@@ -87,6 +90,14 @@ class Recipe:
     def iterations(self) -> int:
         """Rollouts, each followed by one update."""
         return -(-self.env_steps // self.steps_per_iteration)
+
+    def record(self) -> dict[str, Any]:
+        """For keys and hashes."""
+        record = dataclasses.asdict(self)
+        for key in ("begins_with", "followers"):
+            if not record[key]:
+                del record[key]
+        return record
 
     def with_network(self, network: Network) -> Recipe:
         """The same recipe for another actor."""
@@ -127,6 +138,7 @@ class Sequences(NamedTuple):
     advantage: Tensor  # [T, B]
     state: Tensor  # [T, B, S]
     value_target: Tensor  # [T, B]
+    sensed: Tensor  # what followers read, [T, B, N, J]; nothing without them
 
 
 class Losses(NamedTuple):
@@ -135,15 +147,25 @@ class Losses(NamedTuple):
     policy: Tensor
     value: Tensor
     entropy: Tensor
+    followed: Tensor  # what the teacher pays for what followers cannot follow
+    following: Tensor  # what followers have yet to learn
 
 
 class Mappo:
     """The learner: owns policy and optimiser, and turns rollouts into updates."""
 
-    def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
-        self.teacher, self.recipe = teacher, recipe
+    def __init__(
+        self, teacher: Teacher, recipe: Recipe, followers: Followers | None = None
+    ) -> None:
+        """With the followers that the recipe names, if it names some."""
+        self.teacher, self.recipe, self._followers = teacher, recipe, followers
+        modules = {"teacher": teacher} | ({"followers": followers} if followers else {})
+        self.learned: nn.Module = nn.ModuleDict(modules) if followers else teacher
         self.optimizer = torch.optim.Adam(
-            teacher.parameters(), lr=recipe.learning_rate, eps=1e-5, fused=True
+            [{"params": list(module.parameters())} for module in modules.values()],
+            lr=recipe.learning_rate,
+            eps=1e-5,
+            fused=True,
         )
         self._dtype = PRECISIONS[recipe.precision]
         self.policy = Acting(teacher, self._autocast)
@@ -164,16 +186,17 @@ class Mappo:
         progress = iteration / recipe.iterations
         rate = _anneal(recipe.learning_rate, recipe.final_learning_rate, progress)
         entropy_weight = _anneal(recipe.entropy, recipe.final_entropy, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch, past = self._batch(rollout)
+        rates = [rate, recipe.followers.learning_rate] if recipe.followers else [rate]
+        for group, of_group in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = of_group
+        batch, past = self._batch(rollout, generator)
         sums = torch.zeros(len(Losses._fields))
         for _ in range(recipe.epochs):
             order = torch.randperm(len(past), generator=generator)
             for rows in order.chunk(recipe.minibatches):
                 some = Sequences(*(field.index_select(1, rows) for field in batch))
                 losses = self._losses(some, past[rows])
-                total = -losses.policy + 0.5 * losses.value - entropy_weight * losses.entropy
+                total = self._total(losses, entropy_weight, iteration)
                 self.optimizer.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
                 norm = clip_grad_norm_(self.teacher.parameters(), recipe.max_grad_norm)
@@ -186,7 +209,10 @@ class Mappo:
                 self._newest = some, past[rows]
                 sums += torch.stack(losses).detach()
         means = sums / (recipe.epochs * recipe.minibatches)
-        return dict(zip(Losses._fields, means.tolist(), strict=True)) | {"learning_rate": rate}
+        figures = dict(zip(Losses._fields, means.tolist(), strict=True)) | {"learning_rate": rate}
+        if self._followers is None:
+            del figures["followed"], figures["following"]
+        return figures
 
     def check(self) -> None:
         """Raise a `UserError` if the newest step has spoilt what the next one would begin with."""
@@ -195,7 +221,17 @@ class Mappo:
                 losses = self._losses(*self._newest)
             check_finite(_figures(losses), "after the last update", "lower the learning rate")
 
-    def _batch(self, rollout: Rollout) -> tuple[Sequences, Tensor]:
+    def _total(self, losses: Losses, entropy_weight: float, iteration: int) -> Tensor:
+        """The objective, to be made small."""
+        of_teacher = -losses.policy + 0.5 * losses.value - entropy_weight * losses.entropy
+        followers = self.recipe.followers
+        if followers is None:
+            return of_teacher
+        if iteration < followers.iterations_alone:
+            return losses.following
+        return of_teacher + followers.weight * losses.followed + losses.following
+
+    def _batch(self, rollout: Rollout, generator: torch.Generator) -> tuple[Sequences, Tensor]:
         """What to learn from, and the past before each sequence [B, N, W]."""
         recipe = self.recipe
         with torch.no_grad(), self._autocast():
@@ -211,25 +247,44 @@ class Mappo:
             advantage=normalised(advantage),
             state=rollout.state[:-1].to(self._dtype),
             value_target=advantage + value[:-1],
+            sensed=self._sensed(rollout, generator),
         )
         if self.teacher.recurrent:
             return batch, self.policy.past_at_begin
         alone = Sequences(*(field.flatten(0, 1)[None] for field in batch))
         return alone, self.teacher.no_past(recipe.steps_per_iteration)
 
+    def _sensed(self, rollout: Rollout, generator: torch.Generator) -> Tensor:
+        if self._followers is None:
+            return rollout.observation[..., :0]
+        state = rollout.state[:-1]
+        return self._followers.sensed(rollout.observation, state, generator).to(self._dtype)
+
     def _losses(self, batch: Sequences, past: Tensor) -> Losses:
         with self._autocast():
             raw = self.teacher.through_time(batch.inputs, batch.begins, past).logits
             value = self.teacher.critic(batch.state)
-        logits = mask_logits(raw.float(), batch.action_mask)
-        log_probs = torch.log_softmax(logits, -1)
+        log_probs = torch.log_softmax(mask_logits(raw.float(), batch.action_mask), -1)
         log_prob = log_probs.gather(-1, batch.action[..., None]).squeeze(-1)
         ratio = torch.exp(log_prob - batch.log_prob)
         return Losses(
             policy=ppo_clip(ratio, batch.advantage[..., None], self.recipe.clip).mean(),
             value=mse_loss(value.float().squeeze(-1), batch.value_target),
             entropy=-(log_probs.exp() * log_probs).sum(-1).mean(),
+            **self._followed(batch, log_probs),
         )
+
+    def _followed(self, batch: Sequences, log_probs: Tensor) -> dict[str, Tensor]:
+        """What teacher and followers owe to each other: each learns from the other as it is."""
+        if self._followers is None:
+            return {"followed": torch.zeros(()), "following": torch.zeros(())}
+        with self._autocast():
+            raw = self._followers.actor(batch.sensed)
+        theirs = torch.log_softmax(mask_logits(raw.float(), batch.action_mask), -1)
+        return {
+            "followed": divergence(log_probs, theirs.detach()),
+            "following": divergence(log_probs.detach(), theirs),
+        }
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
+from kdmarl_core.errors import UserError
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import Task
 from kdmarl_core.teacher.checkpoint import Run, recipe_hash
+from kdmarl_core.teacher.followers import Followers
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import Teacher, TeacherCard
-from kdmarl_core.team import Team
+from kdmarl_core.teacher.teacher import CARD, Teacher, TeacherCard, find_teacher, load_teacher
+from kdmarl_core.team import Team, load_team
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -48,9 +50,13 @@ def train(
     """
     torch.manual_seed(derive_seed(seed, 0))
     teacher = Teacher(task.spec, recipe.architecture, team)
-    learner = Mappo(teacher, recipe)
-    identity = recipe_hash(recipe, task.spec, team)
-    run = Run(folder, teacher, learner.optimizer, identity, seed)
+    if recipe.begins_with:
+        _take_weights(teacher, find_teacher(recipe.begins_with))
+    followers = _followers(recipe, task, team)
+    learner = Mappo(teacher, recipe, followers)
+    restricted = followers.team if followers else team
+    identity = recipe_hash(recipe.record(), task.spec, restricted)
+    run = Run(folder, learner.learned, learner.optimizer, identity, seed)
     if resume:
         run.resume()
     env = task.make_batch(recipe.num_envs)
@@ -67,6 +73,34 @@ def train(
                 report(number + 1, figures | sampled)
         learner.check()
     return teacher, run.seconds
+
+
+def _take_weights(teacher: Teacher, folder: Path) -> None:
+    """Begin as another teacher is."""
+    earlier, card = load_teacher(folder, teacher.spec)
+    if card.architecture != teacher.architecture:
+        raise UserError(
+            f"{folder / CARD}: architecture: {card.architecture} is not the recipe's "
+            f"{teacher.architecture}; begin with a teacher of the same one"
+        )
+    teacher.load_state_dict(earlier.state_dict())
+
+
+def _followers(recipe: Recipe, task: Task, team: Team | None) -> Followers | None:
+    if recipe.followers is None:
+        return None
+    if team is not None:
+        raise UserError(
+            f"followers: of team '{recipe.followers.team}', but the policy itself is to read what "
+            f"team '{team.name}' senses; leave one out"
+        )
+    followed_by = load_team(recipe.followers.team)
+    if followed_by.task.spec.name != task.spec.name:
+        raise UserError(
+            f"followers: team '{followed_by.name}' is of task '{followed_by.task.spec.name}', not "
+            f"'{task.spec.name}'; name one of this task"
+        )
+    return Followers(followed_by, recipe.architecture)
 
 
 def make_card(
