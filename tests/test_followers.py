@@ -7,13 +7,14 @@ import signal
 
 import pytest
 import torch
-from helpers import TASK, TRAINING_RECIPE, make_teacher, write_teacher
+from helpers import TASK, TRAINING_RECIPE, make_teacher, write_teacher, write_yaml
 
 from kdmarl_core.schema import from_mapping
 from kdmarl_core.tasks import make_task
 from kdmarl_core.teacher.followers import Followers, divergence
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
+from kdmarl_core.teacher.self_play import self_play
 from kdmarl_core.teacher.teacher import Teacher
 from kdmarl_core.teacher.train import train
 from kdmarl_core.team import load_team
@@ -99,7 +100,7 @@ def test_who_pays_is_easier_to_follow(tmp_path):
         figures = []
         recipe = recipe_of({"weight": weight}, env_steps=12_000, entropy=0.0)
         train_quietly(recipe, tmp_path / str(weight), report=lambda _, f, to=figures: to.append(f))
-        left[weight] = figures[-1]["followed"]
+        left[weight] = figures[-1]["unfollowed"]
     assert left[30.0] < 0.5 * left[1e-6]
 
 
@@ -133,11 +134,12 @@ def test_what_is_hidden_at_random_changes_with_every_step():
 
 
 def test_it_begins_as_another_teacher_is(tmp_path):
-    """And stays so as long as followers learn alone."""
+    """And stays so as long as followers learn alone, or it hardly learns."""
     write_teacher(tmp_path / "teacher")
     expected = make_teacher(make_task(TASK).spec)[0]
     recipe = recipe_of(
-        {"iterations_alone": 100},
+        {"iterations_alone": 3},
+        learning_rate=1e-30,
         begins_with=str(tmp_path / "teacher"),
         architecture=dataclasses.asdict(expected.architecture),
     )
@@ -146,17 +148,19 @@ def test_it_begins_as_another_teacher_is(tmp_path):
         assert torch.equal(trained.state_dict()[name], value), name
 
 
-def test_it_resumes_where_it_was_interrupted(tmp_path):
-    whole = train_quietly(recipe_of(), tmp_path / "whole")
+@pytest.mark.parametrize("stopped_after", [1, 3])  # the first of two alone; the teacher's own
+def test_it_resumes_where_it_was_interrupted(stopped_after, tmp_path):
+    recipe = recipe_of({"iterations_alone": 2})
+    whole = train_quietly(recipe, tmp_path / "whole")
     folder = tmp_path / "stopped"
 
     def interrupt(iteration, figures):
-        if iteration == 2:
+        if iteration == stopped_after:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train_quietly(recipe_of(), folder, report=interrupt)
-    resumed = train_quietly(recipe_of(), folder, resume=True)
+        train_quietly(recipe, folder, report=interrupt)
+    resumed = train_quietly(recipe, folder, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
@@ -171,15 +175,25 @@ def test_recipes_without_followers_leave_no_trace():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"followers": FOLLOWERS | {"team": "smax_3m_lh"}}, ["followers", "smax/3m", TASK]),
-        ({"followers": FOLLOWERS | {"team": "simple_spred"}}, ["simple_spred", "did you mean"]),
-        ({"begins_with": "mpe_simple_spread"}, ["mpe_simple_spread", "architecture", "width=256"]),
-        ({"begins_with": "smax_3m"}, ["smax_3m", "task is 'smax/3m'"]),
-        ({"begins_with": "nobody"}, ["unknown teacher 'nobody'"]),
+        (
+            {"followers": FOLLOWERS | {"team": "smax_3m_lh"}},
+            ["followers: team: 'smax_3m_lh'", TASK],
+        ),
+        (
+            {"followers": FOLLOWERS | {"team": "simple_spred"}},
+            ["followers: team: unknown team 'simple_spred'; did you mean"],
+        ),
+        (
+            {"begins_with": "mpe_simple_spread"},
+            ["begins_with: 'mpe_simple_spread'", "architecture", "width=256"],
+        ),
+        ({"begins_with": "smax_3m"}, ["begins_with: ", "task is 'smax/3m'"]),
+        ({"begins_with": "nobody"}, ["begins_with: unknown teacher 'nobody'"]),
     ],
 )
 def test_mistakes_are_refused_in_one_line(changes, words, tmp_path, refusal):
-    message = refusal(train_quietly, recipe_of(**changes), tmp_path / "run")
+    message = refusal(train_quietly, recipe_of(**changes), tmp_path / "run", where="own.yaml")
+    assert message.startswith("own.yaml: ")
     for word in words:
         assert word in message
     assert not (tmp_path / "run").exists()
@@ -191,6 +205,7 @@ def test_mistakes_are_refused_in_one_line(changes, words, tmp_path, refusal):
         ({"weight": 0.0}, ["followers: weight", "0.0"]),
         ({"learning_rate": -1.0}, ["followers: learning_rate", "-1.0"]),
         ({"iterations_alone": -1}, ["followers: iterations_alone", "-1"]),
+        ({"iterations_alone": 4}, ["followers: iterations_alone: 4", "none of the 4"]),
         ({"wait": 1.0}, ["followers", "'wait'", "did you mean"]),
     ],
 )
@@ -200,8 +215,52 @@ def test_wrong_values_are_refused_in_one_line(change, words, refusal):
         assert word in message
 
 
-def test_a_bound_has_no_followers(tmp_path, refusal):
-    team = load_team("simple_spread_lh")
-    message = refusal(train_quietly, recipe_of(), tmp_path / "run", team=team)
-    assert "followers" in message
-    assert "simple_spread_lh" in message
+@pytest.mark.parametrize(
+    ("key", "value"), [("begins_with", "mpe_simple_spread"), ("followers", FOLLOWERS)]
+)
+def test_these_keys_are_for_teachers_alone(key, value, tmp_path, refusal):
+    """Neither for the bound of a team's restriction nor for an opponent."""
+    recipe = from_mapping(Recipe, TRAINING_RECIPE | {key: value}, "recipe")
+    team = load_team("simple_spread_random")
+    message = refusal(train_quietly, recipe, tmp_path / "run", team=team)
+    assert f"{key}: " in message
+    assert "simple_spread_random" in message
+    message = refusal(self_play, make_task("mpe/simple_adversary").make_match, recipe, 0, print)
+    assert f"{key}: " in message
+
+
+def test_a_run_is_not_resumed_for_other_followers(tmp_path, refusal):
+    """Though the recipe is the same, and their networks would fit."""
+    path, folder = tmp_path / "team.yaml", tmp_path / "run"
+    recipe = recipe_of({"team": str(path)})
+
+    def give(block):
+        robots = {f"robot_{i}": {"sensors": [block]} for i in range(3)}
+        write_yaml(path, {"base": "simple_spread", "robots": robots})
+
+    give("velocity")
+    train_quietly(recipe, folder)
+    give("position")
+    message = refusal(train_quietly, recipe, folder, resume=True)
+    assert "--resume" in message
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+@pytest.mark.parametrize(
+    "team", ["simple_spread_random", "simple_adversary_random", "simple_speaker_listener_lh"]
+)
+def test_teachers_of_all_kinds_can_be_followed(network, team, tmp_path):
+    """Of robots that differ, with what is hidden at random, in bfloat16."""
+    task = load_team(team).task
+    recipe = recipe_of(
+        {"team": team, "iterations_alone": 0},
+        task=task.spec.name,
+        architecture={"network": network, "width": 16, "layers": 2},
+        env_steps=800,
+        precision="bfloat16",
+    )
+    figures = []
+    options = {"resume": False, "report": lambda _, found: figures.append(found)}
+    train(task, recipe, 0, tmp_path, **options)
+    assert all(math.isfinite(found["unfollowed"]) for found in figures)
+    assert figures[0]["unfollowed"] > 0

@@ -88,8 +88,13 @@ def test_recipes(path):
     if path.stem.startswith("distil"):
         assert load_recipe(path.stem) == load_recipe(str(path))
         return
-    spec = SPECS[path.stem.removesuffix("_opponent").removesuffix("_plain")]
-    assert load_training_recipe(path, spec).task == spec.name
+    spec = SPECS[max((slug for slug in SPECS if path.stem.startswith(slug)), key=len)]
+    recipe = load_training_recipe(path, spec)
+    assert recipe.task == spec.name
+    if recipe.begins_with:
+        load_teacher(find_teacher(recipe.begins_with), spec)
+    if recipe.followers:
+        assert load_team(recipe.followers.team).task.spec.name == spec.name
 
 
 @pytest.mark.parametrize("folder", TEACHERS, ids=lambda path: path.name)

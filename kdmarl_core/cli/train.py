@@ -76,8 +76,8 @@ def train_teacher(arguments: argparse.Namespace) -> None:
             shown = f"return {figures['return']:.2f}"
             if task.spec.can_be_won:
                 shown += f" won {figures['win_rate']:.0%}"
-            if "followed" in figures:
-                shown += f" followed within {figures['followed']:.3f}"
+            if "unfollowed" in figures:
+                shown += f" KL to followers {figures['unfollowed']:.3f}"
             bar.update(line, completed=iteration, figures=shown)
             for name, value in figures.items():
                 events().add_scalar(f"train/{name}", value, iteration * recipe.steps_per_iteration)
@@ -91,6 +91,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
                 team=team,
                 resume=arguments.resume,
                 report=report,
+                where=arguments.recipe or "recipe",
             )
         except KeyboardInterrupt:
             console.print(f"checkpoint kept in {folder}; go on with --resume")

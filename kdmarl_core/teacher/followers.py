@@ -26,7 +26,7 @@ from kdmarl_core.team import Team
 class FollowersEntry:
     """Who is to be able to follow a teacher, as its recipe says."""
 
-    team: str  # whose robots: what they sense is what followers read
+    team: str  # whose robots: followers read what they sense, and what those sense whom they hear
     weight: float  # of what they cannot follow, in the teacher's objective
     learning_rate: float  # theirs
     iterations_alone: int  # in which they learn first, and the teacher stays as it is
@@ -37,7 +37,7 @@ class FollowersEntry:
 
 
 class Followers(nn.Module):
-    """A policy of what a team's robots sense, with parameters shared by all of them."""
+    """A policy of what a team's robots sense and hear, with parameters shared by all of them."""
 
     def __init__(self, team: Team, architecture: Architecture) -> None:
         """For that team, of the size of a teacher's networks."""

@@ -74,6 +74,12 @@ class Recipe:
                 f"minibatches: {self.minibatches} does not divide num_envs = {self.num_envs}, and "
                 "a recurrent network learns from whole sequences; change one of them"
             )
+        alone = self.followers.iterations_alone if self.followers else 0
+        if alone >= self.iterations:
+            raise UserError(
+                f"followers: iterations_alone: {alone} leaves none of the {self.iterations} "
+                "iterations to the teacher; lower it, or raise env_steps"
+            )
         if self.steps_per_iteration % self.minibatches:
             raise UserError(
                 f"minibatches: {self.minibatches} does not divide num_envs * rollout_steps = "
@@ -147,8 +153,8 @@ class Losses(NamedTuple):
     policy: Tensor
     value: Tensor
     entropy: Tensor
-    followed: Tensor  # what the teacher pays for what followers cannot follow
-    following: Tensor  # what followers have yet to learn
+    unfollowed: Tensor  # what followers cannot follow: the teacher pays for it
+    following: Tensor  # the same, as what followers have yet to learn
 
 
 class Mappo:
@@ -157,7 +163,8 @@ class Mappo:
     def __init__(
         self, teacher: Teacher, recipe: Recipe, followers: Followers | None = None
     ) -> None:
-        """With the followers that the recipe names, if it names some."""
+        """With the followers that the recipe names; None if it names none."""
+        assert (followers is None) == (recipe.followers is None)
         self.teacher, self.recipe, self._followers = teacher, recipe, followers
         modules = {"teacher": teacher} | ({"followers": followers} if followers else {})
         self.learned: nn.Module = nn.ModuleDict(modules) if followers else teacher
@@ -174,7 +181,7 @@ class Mappo:
     def update(
         self, rollout: Rollout, iteration: int, generator: torch.Generator
     ) -> dict[str, float]:
-        """Improve the teacher on a rollout in which `policy` acted from its `begin` on.
+        """Learn from a rollout in which `policy` acted from its `begin` on.
 
         Returns mean figures to log.
 
@@ -203,15 +210,16 @@ class Mappo:
                 check_finite(
                     _figures(losses) | {"the gradient": float(norm)},
                     f"at iteration {iteration}",
-                    f"lower the learning rate, now {rate:.1e}",
+                    f"lower the learning rate, now {' and '.join(f'{r:.1e}' for r in rates)}",
                 )
                 self.optimizer.step()
                 self._newest = some, past[rows]
                 sums += torch.stack(losses).detach()
         means = sums / (recipe.epochs * recipe.minibatches)
         figures = dict(zip(Losses._fields, means.tolist(), strict=True)) | {"learning_rate": rate}
+        del figures["following"]  # the same number
         if self._followers is None:
-            del figures["followed"], figures["following"]
+            del figures["unfollowed"]
         return figures
 
     def check(self) -> None:
@@ -229,7 +237,7 @@ class Mappo:
             return of_teacher
         if iteration < followers.iterations_alone:
             return losses.following
-        return of_teacher + followers.weight * losses.followed + losses.following
+        return of_teacher + followers.weight * losses.unfollowed + losses.following
 
     def _batch(self, rollout: Rollout, generator: torch.Generator) -> tuple[Sequences, Tensor]:
         """What to learn from, and the past before each sequence [B, N, W]."""
@@ -277,12 +285,12 @@ class Mappo:
     def _followed(self, batch: Sequences, log_probs: Tensor) -> dict[str, Tensor]:
         """What teacher and followers owe to each other: each learns from the other as it is."""
         if self._followers is None:
-            return {"followed": torch.zeros(()), "following": torch.zeros(())}
+            return {"unfollowed": torch.zeros(()), "following": torch.zeros(())}
         with self._autocast():
             raw = self._followers.actor(batch.sensed)
         theirs = torch.log_softmax(mask_logits(raw.float(), batch.action_mask), -1)
         return {
-            "followed": divergence(log_probs, theirs.detach()),
+            "unfollowed": divergence(log_probs, theirs.detach()),
             "following": divergence(log_probs.detach(), theirs),
         }
 

@@ -67,13 +67,16 @@ def self_play(make_match: MakeMatch, recipe: Recipe, seed: int, report: Report) 
         report: called after each iteration with its number and the returns of team and opponent.
 
     Raises:
-        UserError: the recipe's networks are not feed-forward.
+        UserError: the recipe's networks are not feed-forward, or it has keys of teachers alone.
     """
     if recipe.architecture.network != "mlp":
         raise UserError(
             f"architecture: network: '{recipe.architecture.network}' cannot be shipped as an "
             "opponent; use mlp"
         )
+    for key in ("begins_with", "followers"):
+        if getattr(recipe, key):
+            raise UserError(f"{key}: is not for opponents; leave it out")
     envs = recipe.num_envs
     match = make_match(2 * envs)
     torch.manual_seed(derive_seed(seed, 0))

@@ -242,7 +242,7 @@ def load_bound(folder: Path, team: Team) -> tuple[Teacher, TeacherCard]:
 def _refuse_other_task(folder: Path, card: TeacherCard, spec: TaskSpec) -> None:
     if card.task != spec.name:
         raise UserError(
-            f"{folder / CARD}: task is '{card.task}', the team's task is '{spec.name}'; "
+            f"{folder / CARD}: task is '{card.task}', not '{spec.name}'; "
             "give a teacher of the same task"
         )
     if card.fixture_sha256 != spec.fixture_sha256:

@@ -15,7 +15,7 @@ from kdmarl_core.teacher.checkpoint import Run, recipe_hash
 from kdmarl_core.teacher.followers import Followers
 from kdmarl_core.teacher.mappo import Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
-from kdmarl_core.teacher.teacher import CARD, Teacher, TeacherCard, find_teacher, load_teacher
+from kdmarl_core.teacher.teacher import Teacher, TeacherCard, find_teacher, load_teacher
 from kdmarl_core.team import Team, load_team
 
 Report = Callable[[int, dict[str, float]], None]
@@ -30,6 +30,7 @@ def train(
     team: Team | None = None,
     resume: bool,
     report: Report,
+    where: str = "recipe",
 ) -> tuple[Teacher, float]:
     """Train a teacher, or the bound of a team's restriction; returns it with the seconds spent.
 
@@ -42,17 +43,25 @@ def train(
         team: the actor only reads what its robots sense; None: everything.
         resume: go on from the folder's checkpoint.
         report: called after each iteration with its number and figures.
+        where: names the recipe in errors.
 
     Raises:
-        UserError: the checkpoint to resume from is missing, damaged, or of other work; or a loss
-            is not finite, and the checkpoint is what was good last.
+        UserError: the recipe names a teacher or a team that does not fit; the checkpoint to
+            resume from is missing, damaged, or of other work; or a loss is not finite, and the
+            checkpoint is what was good last.
         KeyboardInterrupt: after a checkpoint was written.
     """
     torch.manual_seed(derive_seed(seed, 0))
+    for key in ("begins_with", "followers"):
+        if team is not None and getattr(recipe, key):
+            raise UserError(
+                f"{where}: {key}: is for teachers, who read everything, but this policy is to "
+                f"read what team '{team.name}' senses; leave one out"
+            )
     teacher = Teacher(task.spec, recipe.architecture, team)
     if recipe.begins_with:
-        _take_weights(teacher, find_teacher(recipe.begins_with))
-    followers = _followers(recipe, task, team)
+        _take_weights(teacher, recipe.begins_with, f"{where}: begins_with")
+    followers = _followers(recipe, task, f"{where}: followers: team")
     learner = Mappo(teacher, recipe, followers)
     restricted = followers.team if followers else team
     identity = recipe_hash(recipe.record(), task.spec, restricted)
@@ -75,32 +84,33 @@ def train(
     return teacher, run.seconds
 
 
-def _take_weights(teacher: Teacher, folder: Path) -> None:
+def _take_weights(teacher: Teacher, name: str, where: str) -> None:
     """Begin as another teacher is."""
-    earlier, card = load_teacher(folder, teacher.spec)
+    try:
+        earlier, card = load_teacher(find_teacher(name), teacher.spec)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     if card.architecture != teacher.architecture:
         raise UserError(
-            f"{folder / CARD}: architecture: {card.architecture} is not the recipe's "
-            f"{teacher.architecture}; begin with a teacher of the same one"
+            f"{where}: '{name}' has {card.architecture}, not {teacher.architecture}; name a "
+            "teacher of the same architecture"
         )
     teacher.load_state_dict(earlier.state_dict())
 
 
-def _followers(recipe: Recipe, task: Task, team: Team | None) -> Followers | None:
+def _followers(recipe: Recipe, task: Task, where: str) -> Followers | None:
     if recipe.followers is None:
         return None
-    if team is not None:
+    try:
+        team = load_team(recipe.followers.team)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if team.task.spec.name != task.spec.name:
         raise UserError(
-            f"followers: of team '{recipe.followers.team}', but the policy itself is to read what "
-            f"team '{team.name}' senses; leave one out"
-        )
-    followed_by = load_team(recipe.followers.team)
-    if followed_by.task.spec.name != task.spec.name:
-        raise UserError(
-            f"followers: team '{followed_by.name}' is of task '{followed_by.task.spec.name}', not "
+            f"{where}: '{team.name}' is of task '{team.task.spec.name}', not "
             f"'{task.spec.name}'; name one of this task"
         )
-    return Followers(followed_by, recipe.architecture)
+    return Followers(team, recipe.architecture)
 
 
 def make_card(
