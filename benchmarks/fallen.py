@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kdmarl_core.cli.common import run
 from kdmarl_core.evaluate import BundlePlayer, play, scores
 from kdmarl_core.files import bundles_folder
 from kdmarl_core.metrics import Returns, mean_difference
@@ -22,7 +23,7 @@ from kdmarl_core.team_bundles import load_bundles
 
 
 def main() -> int:
-    """Print the wins with and without the fallen, and the difference."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--team", required=True, help="one of SMAX that tells each other something"
@@ -30,7 +31,11 @@ def main() -> int:
     parser.add_argument("--bundles", help="default runs/bundles/<team>")
     parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
-    arguments = parser.parse_args()
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the wins with and without the fallen, and the difference."""
     team = load_team(arguments.team)
     folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
     policies, env = load_bundles(team, folder), team.task.make_reference()
@@ -42,7 +47,6 @@ def main() -> int:
     change, low, high = (100 * part for part in mean_difference([silent], [told]))
     print(f"won {told.mean():.1%} as they are, {silent.mean():.1%} with the fallen silent")
     print(f"change {change:+.1f} points [{low:+.1f}, {high:+.1f}]")
-    return 0
 
 
 class FallenSilent(BundlePlayer):

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdmarl_core.cli.common import run
+from kdmarl_core.errors import UserError
 from kdmarl_core.tasks import Task, make_task
 from kdmarl_core.teacher.teacher import Teacher, find_teacher, load_teacher, read_card
 
@@ -25,19 +27,25 @@ FITTING_STEPS = 200
 
 
 def main() -> int:
-    """Print one line for each teacher."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("teachers", nargs="+", help="teachers of battles: names or folders")
     parser.add_argument("--envs", type=int, default=128, help="battles at once (default 128)")
     parser.add_argument("--steps", type=int, default=60, help="of each (default 60)")
-    arguments = parser.parse_args()
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print one line for each teacher."""
     torch.set_num_threads(1)
     for name in arguments.teachers:
         folder = find_teacher(name)
         task = make_task(read_card(folder).task)
         teacher, _ = load_teacher(folder, task.spec)
         if task.spec.units is None:
-            parser.error(f"{name}: teaches {task.spec.name}, which is no battle; give one of SMAX")
+            raise UserError(
+                f"{name}: teaches {task.spec.name}, which is no battle; give one of SMAX"
+            )
         made = choices(teacher, task, task.spec.units.moves, arguments.envs, arguments.steps)
         named = np.where(made.possible, fixed_order(made), -np.inf).argmax(-1)
         print(
@@ -45,7 +53,6 @@ def main() -> int:
             f"(chance {(1 / made.possible.sum(-1)).mean():.0%}), of {len(named):,} attacks that "
             f"had a choice; attacks in {made.attacked:.0%} of the decisions in which it can"
         )
-    return 0
 
 
 class Choices(NamedTuple):

@@ -17,6 +17,7 @@ import sys
 import numpy as np
 import torch
 
+from kdmarl_core.cli.common import run
 from kdmarl_core.evaluate import RandomPlayer, TeamPlayer, play, returns
 from kdmarl_core.metrics import Returns, normalised_retention, percent
 from kdmarl_core.tasks import View, block_columns
@@ -28,11 +29,15 @@ TEAM = "simple_spread_lh"
 
 
 def main() -> int:
-    """Print one line for each handicap."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
-    arguments = parser.parse_args()
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print one line for each handicap."""
     torch.set_num_threads(1)
     team = load_team(TEAM)
     task = team.task
@@ -56,7 +61,6 @@ def main() -> int:
         found = score(player)
         kept = normalised_retention(found, best, random)
         print(f"{name}: return {found.mean():.2f}, retention {percent(kept) if kept else '-'}")
-    return 0
 
 
 class LateTeacher:

@@ -18,6 +18,7 @@ import sys
 import torch
 from torch import Tensor
 
+from kdmarl_core.cli.common import run
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.expert_buffer import ExpertBuffer, fill_buffer
 from kdmarl_core.distil.learner import Learner
@@ -44,7 +45,7 @@ CERTAIN = 1e6  # times log-probabilities: what is drawn is the greedy action
 
 
 def main() -> int:
-    """Print one line for each team of students."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--team", default="simple_spread_random", help="a silent one of MPE")
     parser.add_argument("--width", type=int, default=32, help="of all students (default 32)")
@@ -52,7 +53,11 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=400, help="on-policy (default 400)")
     parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    arguments = parser.parse_args()
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print one line for each team of students."""
     prepare_training(1)
     student = f"defaults.student={{network: gru, width: {arguments.width}}}"
     silent = load_team(arguments.team, [student])
@@ -62,6 +67,11 @@ def main() -> int:
     iterations = f"on_policy.iterations={arguments.iterations}"
     recipe = load_recipe("distil_messages", [iterations])
     spec = silent.task.spec
+    if spec.ends_early:
+        raise UserError(
+            f"--team {arguments.team}: episodes of {spec.name} end early, and these figures "
+            "are of episodes of one length; give a team of MPE"
+        )
     teacher, card = load_teacher(find_teacher(silent.teacher), spec)
     env = silent.task.make_reference()
     best = returns(list(play(env, TeacherPlayer(teacher, spec), arguments.episodes, 0)))
@@ -80,7 +90,6 @@ def main() -> int:
         learn(students, work, buffer)
         kept = normalised_retention(greedy(students, work, arguments.episodes), best, random)
         print(f"{name}: {percent(kept)}", flush=True)
-    return 0
 
 
 class SharingTeam(StudentTeam):

@@ -23,6 +23,7 @@ from typing import Literal, cast
 
 import torch
 
+from kdmarl_core.cli.common import run
 from kdmarl_core.distil.coordination import CoordinationHeads
 from kdmarl_core.distil.encoding import EncodedBlock
 from kdmarl_core.distil.learner import Learner
@@ -36,7 +37,7 @@ from kdmarl_core.team import Team, load_team
 
 
 def main() -> int:
-    """Measure each team and print one line for it."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--team", action="append", help="default simple_spread and smax_8m")
     parser.add_argument("--network", choices=["mlp", "gru"], help="instead of the team's")
@@ -46,7 +47,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=60, help="default 60")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure each team and print one line for it."""
     prepare_training(arguments.threads)
     found = []
     for name in arguments.team or ["simple_spread", "smax_8m"]:
@@ -70,7 +75,6 @@ def main() -> int:
             _print(found[-1])
     if arguments.json:
         print(json.dumps(found, indent=2))
-    return 0
 
 
 def _update(team: Team, recipe: Recipe) -> tuple[Callable[[], None], StudentTeam, Batch]:

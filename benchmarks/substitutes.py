@@ -15,6 +15,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from kdmarl_core.cli.common import run
 from kdmarl_core.evaluate import BundlePlayer, RandomPlayer, TeamPlayer, play, scores
 from kdmarl_core.files import bundles_folder
 from kdmarl_core.metrics import Returns, normalised_retention, percent
@@ -26,13 +27,17 @@ from kdmarl_core.team_bundles import load_bundles
 
 
 def main() -> int:
-    """Print one line for the students, and one for each substitution."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
     parser.add_argument("--bundles", help="default runs/bundles/<team>")
     parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
-    arguments = parser.parse_args()
+    return run(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print one line for the students, and one for each substitution."""
     team = load_team(arguments.team)
     folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
     policies, env = load_bundles(team, folder), team.task.make_reference()
@@ -52,7 +57,6 @@ def main() -> int:
     for who in _substitutions(team):
         names = " and ".join(team.robots[robot].name for robot in who)
         show(f"the teacher as {names}", Mixed(BundlePlayer(policies, team), teacher, who))
-    return 0
 
 
 def _substitutions(team: Team) -> list[tuple[int, ...]]:
