@@ -1,7 +1,8 @@
-"""What the benchmarks share: processes that end with their block, figures with their spread."""
+"""What the benchmarks share: processes that end with their block, figures, teams of students."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kdmarl_core.bundle import BundlePolicy
 from kdmarl_core.cli.common import print_json, print_table
 from kdmarl_core.errors import UserError
-from kdmarl_core.team import Robot
+from kdmarl_core.files import bundles_folder
+from kdmarl_core.team import Robot, Team, load_team
+from kdmarl_core.team_bundles import load_bundles
 
 ECHO = Path(__file__).with_name("echo.py")
 END_GRACE_S = 5.0
@@ -28,6 +32,21 @@ Layout = dict[str, dict[str, int]]  # robot -> block -> number of values
 def leave_other_robots_alone() -> None:
     """Take a ROS domain of one's own, unless the user chose one."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+
+
+def add_students(parser: argparse.ArgumentParser, team: str) -> None:
+    """Options that say whose students play, and what; `team` describes the team."""
+    parser.add_argument("--team", required=True, help=team)
+    parser.add_argument("--bundles", help="default runs/bundles/<team>")
+    parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
+
+
+def load_students(arguments: argparse.Namespace) -> tuple[Team, list[BundlePolicy]]:
+    """The team and its students, as the options of `add_students` say."""
+    team = load_team(arguments.team)
+    folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
+    return team, load_bundles(team, folder)
 
 
 def layout_of(robots: Sequence[Robot]) -> Layout:

@@ -11,34 +11,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from common import add_students, load_students
 
 from kdmarl_core.cli.common import run
 from kdmarl_core.evaluate import BundlePlayer, play, scores
-from kdmarl_core.files import bundles_folder
 from kdmarl_core.metrics import Returns, mean_difference
 from kdmarl_core.tasks import View
-from kdmarl_core.team import load_team
-from kdmarl_core.team_bundles import load_bundles
 
 
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--team", required=True, help="one of SMAX that tells each other something"
-    )
-    parser.add_argument("--bundles", help="default runs/bundles/<team>")
-    parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
+    add_students(parser, "one of SMAX that tells each other something")
     return run(measure, parser.parse_args())
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print the wins with and without the fallen, and the difference."""
-    team = load_team(arguments.team)
-    folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
-    policies, env = load_bundles(team, folder), team.task.make_reference()
+    team, policies = load_students(arguments)
+    env = team.task.make_reference()
 
     def score(player: type[BundlePlayer]) -> Returns:
         return scores(list(play(env, player(policies, team), arguments.episodes, arguments.seed)))

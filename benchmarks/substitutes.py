@@ -13,35 +13,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection
-from pathlib import Path
+
+from common import add_students, load_students
 
 from kdmarl_core.cli.common import run
 from kdmarl_core.evaluate import BundlePlayer, RandomPlayer, TeamPlayer, play, scores
-from kdmarl_core.files import bundles_folder
 from kdmarl_core.metrics import Returns, normalised_retention, percent
 from kdmarl_core.tasks import View
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import find_teacher, load_teacher
-from kdmarl_core.team import Team, load_team
-from kdmarl_core.team_bundles import load_bundles
+from kdmarl_core.team import Team
 
 
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--team", required=True, help="a team that ships, or a YAML file")
-    parser.add_argument("--bundles", help="default runs/bundles/<team>")
-    parser.add_argument("--episodes", type=int, default=1000, help="default 1000")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
+    add_students(parser, "a team that ships, or a YAML file")
     return run(measure, parser.parse_args())
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print one line for the students, and one for each substitution."""
-    team = load_team(arguments.team)
-    folder = Path(arguments.bundles) if arguments.bundles else bundles_folder(team.name)
-    policies, env = load_bundles(team, folder), team.task.make_reference()
-    spec = team.task.spec
+    team, policies = load_students(arguments)
+    env, spec = team.task.make_reference(), team.task.spec
     teacher = TeacherPlayer(load_teacher(find_teacher(team.teacher), spec)[0], spec)
 
     def score(player: TeamPlayer) -> Returns:

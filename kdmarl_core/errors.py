@@ -1,8 +1,9 @@
 """The one exception that a user is meant to read, and the hints that make it useful."""
 
+import contextlib
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 EXIT_USER_ERROR = 2
 
@@ -16,6 +17,15 @@ class UserError(Exception):
     def __str__(self) -> str:
         """One line, even where a quoted name or another library's message holds more."""
         return " ".join(super().__str__().splitlines())
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Whatever a `UserError` within says, it says of `where`: a file, a key, a node."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_finite(figures: Mapping[str, float], when: str, remedy: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from kdmarl_core.errors import UserError, did_you_mean
+from kdmarl_core.errors import UserError, did_you_mean, naming
 
 T = TypeVar("T")
 
@@ -123,10 +123,8 @@ def from_mapping(kind: type[T], document: Any, where: str) -> T:
             values[name] = _convert(hints[name], document[name], f"{where}: {name}")
         elif _is_required(field):
             raise UserError(f"{where}: missing key '{name}' ({_describe(hints[name])}); add it")
-    try:
+    with naming(where):
         return kind(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def with_changes(document: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from kdmarl_core.errors import UserError, did_you_mean
+from kdmarl_core.errors import UserError, did_you_mean, naming
 from kdmarl_core.schema import read_yaml
 from kdmarl_ros.parameters import BlockParameters
 
@@ -54,10 +54,8 @@ def declare(node: Node, kind: type[P], arguments: Sequence[str] | None = None) -
         field.name: _declare_one(node, field, hints[field.name], field.name)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
     }
-    try:
+    with naming(node.get_fully_qualified_name()):
         return kind(**values)
-    except UserError as error:
-        raise UserError(f"{node.get_fully_qualified_name()}: {error}") from None
 
 
 def _refuse_files_of_others(node: Node, arguments: Sequence[str]) -> None:

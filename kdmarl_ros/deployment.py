@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from kdmarl_core.bundle import Manifest, Trust, admit
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import UserError, naming
 from kdmarl_core.files import bundles_folder, executable_prefix, share_folder
 from kdmarl_core.team import Robot, Team, load_team
 from kdmarl_core.team_bundles import load_bundles, refuse_missing_bundles
@@ -401,10 +401,8 @@ def _robot(name: str, files: Path, bundle: Path, overrides: Mapping[str, Value])
     parameters: dict[str, Any] = robot_parameters(name, files)
     parameters |= {"bundle": str(bundle.absolute()), **overrides}
     fields = {field.name for field in dataclasses.fields(PolicyParameters)}
-    try:
+    with naming(name):
         given = PolicyParameters(**{k: v for k, v in parameters.items() if k in fields})
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
     return _Robot(name, parameters, given)
 
 

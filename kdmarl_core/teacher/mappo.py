@@ -37,6 +37,7 @@ from kdmarl_core.teacher.returns import gae, normalised, ppo_clip, refuse_one_sa
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, mask_logits
 
+FOR_TEACHERS = ("begins_with", "followers")  # keys of a recipe that no other policy can have
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -100,7 +101,7 @@ class Recipe:
     def record(self) -> dict[str, Any]:
         """For keys and hashes."""
         record = dataclasses.asdict(self)
-        for key in ("begins_with", "followers"):
+        for key in FOR_TEACHERS:
             if not record[key]:
                 del record[key]
         return record

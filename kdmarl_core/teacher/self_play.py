@@ -20,7 +20,7 @@ from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import BatchStep
 from kdmarl_core.tasks.opponent import Layers, Match, greedy
 from kdmarl_core.tasks.task import Integers
-from kdmarl_core.teacher.mappo import Mappo, Recipe
+from kdmarl_core.teacher.mappo import FOR_TEACHERS, Mappo, Recipe
 from kdmarl_core.teacher.rollout import Rollout, rollout_of, sample
 from kdmarl_core.teacher.teacher import Teacher
 
@@ -74,7 +74,7 @@ def self_play(make_match: MakeMatch, recipe: Recipe, seed: int, report: Report) 
             f"architecture: network: '{recipe.architecture.network}' cannot be shipped as an "
             "opponent; use mlp"
         )
-    for key in ("begins_with", "followers"):
+    for key in FOR_TEACHERS:
         if getattr(recipe, key):
             raise UserError(f"{key}: is not for opponents; leave it out")
     envs = recipe.num_envs

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import UserError, naming
 from kdmarl_core.metrics import Evaluation
 from kdmarl_core.seeding import derive_seed
 from kdmarl_core.tasks import Task
 from kdmarl_core.teacher.checkpoint import Run, recipe_hash
 from kdmarl_core.teacher.followers import Followers
-from kdmarl_core.teacher.mappo import Mappo, Recipe
+from kdmarl_core.teacher.mappo import FOR_TEACHERS, Mappo, Recipe
 from kdmarl_core.teacher.rollout import Collector
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, find_teacher, load_teacher
 from kdmarl_core.team import Team, load_team
@@ -52,7 +52,7 @@ def train(
         KeyboardInterrupt: after a checkpoint was written.
     """
     torch.manual_seed(derive_seed(seed, 0))
-    for key in ("begins_with", "followers"):
+    for key in FOR_TEACHERS:
         if team is not None and getattr(recipe, key):
             raise UserError(
                 f"{where}: {key}: is for teachers, who read everything, but this policy is to "
@@ -86,10 +86,8 @@ def train(
 
 def _take_weights(teacher: Teacher, name: str, where: str) -> None:
     """Begin as another teacher is."""
-    try:
+    with naming(where):
         earlier, card = load_teacher(find_teacher(name), teacher.spec)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     if card.architecture != teacher.architecture:
         raise UserError(
             f"{where}: '{name}' has {card.architecture}, not {teacher.architecture}; name a "
@@ -101,10 +99,8 @@ def _take_weights(teacher: Teacher, name: str, where: str) -> None:
 def _followers(recipe: Recipe, task: Task, where: str) -> Followers | None:
     if recipe.followers is None:
         return None
-    try:
+    with naming(where):
         team = load_team(recipe.followers.team)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     if team.task.spec.name != task.spec.name:
         raise UserError(
             f"{where}: '{team.name}' is of task '{team.task.spec.name}', not "
