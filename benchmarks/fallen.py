@@ -15,6 +15,7 @@ import sys
 from common import add_students, load_students
 
 from kdmarl_core.cli.common import run
+from kdmarl_core.errors import UserError
 from kdmarl_core.evaluate import BundlePlayer, play, scores
 from kdmarl_core.metrics import Returns, mean_difference
 from kdmarl_core.tasks import View
@@ -30,6 +31,8 @@ def main() -> int:
 def measure(arguments: argparse.Namespace) -> None:
     """Print the wins with and without the fallen, and the difference."""
     team, policies = load_students(arguments)
+    if not (team.talks and team.task.spec.can_be_won):
+        raise UserError(f"{team.path}: nobody falls, or tells anything, there; give one of SMAX")
     env = team.task.make_reference()
 
     def score(player: type[BundlePlayer]) -> Returns:
