@@ -92,7 +92,7 @@ class Bases(Node):
     def close(self) -> None:
         """Nothing is left moving: the bases exist in this process only."""
 
-    def _step(self, robot: str, base: Base, publisher: Publisher) -> None:
+    def _step(self, robot: str, base: Base, publisher: Publisher[Odometry]) -> None:
         base.move(PERIOD_S)
         message = base.odometry(robot)
         message.header.stamp = self.get_clock().now().to_msg()

@@ -10,6 +10,7 @@ steady, in seconds.
 """
 
 from kdmarl_ros.sensor_map.block import Reading
+from kdmarl_ros.sensor_map.file import read_map
 from kdmarl_ros.sensor_map.sensor_map import SensorMap, load_map
 
-__all__ = ["Reading", "SensorMap", "load_map"]
+__all__ = ["Reading", "SensorMap", "load_map", "read_map"]
