@@ -14,6 +14,7 @@ from torch import Tensor
 from kdmarl_core.distil.coordination import role_scores
 from kdmarl_core.distil.losses import pair_cosines
 from kdmarl_core.distil.messages import Delivery, Mail
+from kdmarl_core.nets.precision import products_in
 from kdmarl_core.teacher.returns import gae, normalised
 from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, TeacherCard, mask_logits
@@ -57,10 +58,10 @@ def label(
     A_T is GAE on the team reward with V_T only, cut at episode ends (eq. 1-2), in the units in
     which the teacher was trained, then normalised. Cosines and role scores are empty without U_T
     `roles` [K, W + 1]. A restricted teacher sees what its episodes showed, `visible` [T, B, N, D].
-    Matrix products run in bfloat16.
+    Matrix products run in bfloat16 where the processor has it.
     """
     state = rollout.state[:-1]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), products_in("bfloat16"):
         value = teacher.value(rollout.state)
         inputs = teacher.reads(rollout.observation, state, visible)
         past = teacher.no_past(rollout.begins.shape[1])

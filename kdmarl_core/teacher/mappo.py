@@ -13,7 +13,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from kdmarl_core.errors import UserError, check_finite
 from kdmarl_core.files import config_file, share_folder
+from kdmarl_core.nets.precision import Precision, dtype_of, products_in
 from kdmarl_core.schema import (
     check_above_zero,
     check_at_least,
@@ -38,7 +39,6 @@ from kdmarl_core.teacher.rollout import Rollout
 from kdmarl_core.teacher.teacher import Teacher, mask_logits
 
 FOR_TEACHERS = ("begins_with", "followers")  # keys of a recipe that no other policy can have
-PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Recipe:
     gae_lambda: float
     reward_scale: float
     max_grad_norm: float
-    precision: Literal["bfloat16", "float32"]
+    precision: Precision
     begins_with: str = ""  # the teacher whose weights it begins with; empty: none
     followers: FollowersEntry | None = None  # who is to be able to follow it; None: nobody
 
@@ -175,7 +175,7 @@ class Mappo:
             eps=1e-5,
             fused=True,
         )
-        self._dtype = PRECISIONS[recipe.precision]
+        self._dtype = dtype_of(recipe.precision)
         self.policy = Acting(teacher, self._autocast)
         self._newest: tuple[Sequences, Tensor] | None = None  # what was learned from last
 
@@ -296,7 +296,7 @@ class Mappo:
         }
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
+        return products_in(self.recipe.precision)
 
 
 def _figures(losses: Losses) -> dict[str, float]:
