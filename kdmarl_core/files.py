@@ -173,11 +173,13 @@ def _replace_folder(source: Path, target: Path) -> None:
         source.rename(target)
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(retired / target.name)
+    kept = retired / target.name
     try:
+        target.rename(kept)
         source.rename(target)
-    except OSError:
-        (retired / target.name).rename(target)
+    except BaseException:  # an interruption among them
+        if kept.exists() and not target.exists():
+            kept.rename(target)
         raise
     finally:
         shutil.rmtree(retired, ignore_errors=True)

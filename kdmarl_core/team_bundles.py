@@ -61,7 +61,7 @@ def refuse_missing_bundles(team: Team, folder: Path) -> None:
 
 def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> BundlePolicy:
     policy = load_policy(folder, trust, robot.bundle)
-    manifest = policy.manifest
+    manifest, student = policy.manifest, (robot.flies or robot).student
     pairs = {
         "task": (manifest.task, team.students.task.spec.name),
         "agent": (manifest.agent, (robot.flies or robot).agent.name),
@@ -70,6 +70,11 @@ def _load_bundle(robot: Robot, team: Team, folder: Path, trust: Trust) -> Bundle
             [(block.name, block.size) for block in robot.blocks],
         ),
         "actions": (manifest.actions, robot.agent.actions),
+        "safe_action": (manifest.safe_action, robot.safe_action),
+        "student": (
+            f"{manifest.student.network} of {manifest.student.width}",
+            f"{student.network} of {student.width}",
+        ),
         "message": (_told(manifest.message), _told(robot.messages)),
         **_heard(manifest.peers, robot.peers),
     }

@@ -614,12 +614,19 @@ def test_robots_without_a_bundle(workshop, refused, command):
     assert "robot_2" in line
 
 
-def test_bundles_of_other_sensors(workshop, refused):
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("sensors", ["velocity", "position", "others"], "blocks: "),
+        ("safe_action", "left", "safe_action: stay is not the team's left "),
+        ("student.width", 9, "student: mlp of "),
+    ],
+)
+def test_bundles_of_other_robots(workshop, refused, key, value, named):
     """The team was changed after it was distilled."""
-    sensors = ["velocity", "position", "others"]
-    spoil(TEAM_FILE, changed, "robots.robot_1.sensors", sensors)(workshop, "team.yaml")
+    spoil(TEAM_FILE, changed, f"robots.robot_1.{key}", value)(workshop, "team.yaml")
     line = refused(workshop.evaluate())
-    assert line.startswith(f"kdmarl: {workshop.bundles / 'robot_1' / MANIFEST}: blocks: ")
+    assert line.startswith(f"kdmarl: {workshop.bundles / 'robot_1' / MANIFEST}: {named}")
     assert "distil the team again" in line
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -476,6 +477,26 @@ def test_a_failing_overwrite_keeps_what_was_there(tmp_path):
     (target / "old.json").write_text("precious")
     with pytest.raises(RuntimeError, match="halfway"):
         fail_to_write(target, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (target / "old.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_whatever_comes_while_a_folder_is_replaced_keeps_the_old_one(tmp_path, monkeypatch, error):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.json").write_text("precious")
+    rename = Path.rename
+
+    def fail_once(path, to):
+        if to == target:
+            monkeypatch.undo()
+            raise error("now")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises((error, UserError)), atomic_folder(target, MARKER, overwrite=True):
+        pass
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (target / "old.json").read_text() == "precious"
 
