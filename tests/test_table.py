@@ -207,7 +207,23 @@ def test_a_cell_of_other_inputs_is_not_used(table, tmp_path):
     assert rows(table("--settings", "FO", "--json"))["FO", False]["scores"]["students"] == []
     after = rows(table(*asked))["FO", False]["scores"]
     assert after["teacher"] == before["teacher"]
-    assert after["students"] != before["students"]
+    assert len(after["students"]) == 1
+    kept = read_json(tmp_path / "work" / "results" / "mpe_simple_spread" / "FO-students-0.json")
+    assert kept["inputs"]["recipe"]["offline"]["updates"] == 3
+
+
+@pytest.mark.parametrize("compute", [(), ("--compute", "given")])
+def test_cells_of_another_plan_are_kept(table, tmp_path, compute):
+    path = tmp_path / "work" / "results" / "mpe_simple_spread" / "random.json"
+    assert table("--settings", "FO", "--compute", "given").code == 0
+    whole = path.read_text()
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(plan.read_text().replace(f"episodes: {EPISODES}", f"episodes: {EPISODES - 1}"))
+    done = table("--settings", "FO", *compute)
+    assert done.code == 2
+    for named in ("mpe_simple_spread/", f"episodes: {EPISODES} is not the plan's", "--results"):
+        assert named in done.err
+    assert path.read_text() == whole
 
 
 def test_a_damaged_cell_is_named(table, tmp_path):
@@ -372,7 +388,6 @@ def test_unknown_names(table):
 
 
 def test_ablation(table, tmp_path):
-    assert table("--settings", "LH groups", "--compute", "given").code == 0
     done = table("--compute", command="ablation")
     assert done.code == 0, done.err
     for variant in ("all terms", "without kl", "offline only", "wide"):
@@ -410,7 +425,6 @@ def test_messages(table, tmp_path):
     page = tmp_path / "work" / "docs" / "results.md"
     page.parent.mkdir()
     page.write_text("<!-- messages -->\nold\n<!-- end of messages -->\n")
-    assert table("--settings", "LH groups", "--compute", "given").code == 0
     blind = str(tmp_path / "blind.yaml")
     asked = ("--seeds", "1", "--teams", blind, "--compute")
     done = table(*asked, command="messages")
@@ -478,6 +492,15 @@ def test_messages(table, tmp_path):
     assert table(*asked, command="messages").code == 0
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/results/*/*.json")}
     assert after == before  # nothing again
+    # One that is missing: all that is told of those students is told anew, of the same ones.
+    folder = tmp_path / "work" / "results" / "mpe_simple_spread"
+    for name in ("2_int8-0", "2_int8-2_steps_late-0"):
+        path = folder / f"messages-blind-{name}.json"
+        path.write_text(json.dumps(found[path.stem] | {"returns": [0.0] * EPISODES}))
+    (folder / "messages-blind-2_int8-all_lost-0.json").unlink()
+    assert table(*asked, command="messages").code == 0
+    again = message_cells(tmp_path)
+    assert {name: cell["returns"] for name, cell in again.items()} == returns
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdmarl_core.cli.cells import PAGE, add_cell_options, refuse_partial_page, students
+from kdmarl_core.cli.cells import PAGE, add_cell_options, given, refuse_partial_page, students
 from kdmarl_core.cli.common import add_list, print_json, print_table, progress_bar
 from kdmarl_core.errors import refuse_unknown
 
@@ -68,7 +68,6 @@ def _variants(
     from kdmarl_core.bundle import UNDISTURBED
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
-    from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.ablation import Distilled
     from kdmarl_core.experiments.plan import ALL_ON
     from kdmarl_core.process import prepare_training
@@ -80,11 +79,8 @@ def _variants(
     spec = plain.task.spec
     folder = Path(arguments.results) / spec.slug
     # Of whose score students keep a part, whoever teaches them.
-    _, card = load_teacher(find_teacher(plain.teacher), spec)
-    known = (
-        cells.read_cell(*cells.teacher_place(plain.task, card, plan.episodes, folder)),
-        cells.read_cell(*cells.random_place(plain.task, plan.episodes, folder)),
-    )
+    taught = load_teacher(find_teacher(plain.teacher), spec)
+    known = given(plain.task, *taught, plan.episodes, folder, bar, compute=arguments.compute)
     found = []
     seeds = range(min(plan.ablation.seeds, arguments.seeds or plan.ablation.seeds))
     for title, variant in plan.ablation.variants().items():

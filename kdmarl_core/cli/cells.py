@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kdmarl_core.distil.losses import Terms
     from kdmarl_core.distil.run import Lessons, Work
     from kdmarl_core.experiments.cells import Cell, Place
+    from kdmarl_core.tasks import Task
+    from kdmarl_core.teacher.teacher import Teacher, TeacherCard
     from kdmarl_core.team import Team
 
 PAGE = Path("docs") / "results.md"
@@ -58,6 +60,33 @@ def obtain(place: Place, bar: Any, compute: Callable[[Any], Cell] | None) -> Cel
     return cell
 
 
+def given(
+    task: Task,
+    teacher: Teacher,
+    card: TeacherCard,
+    episodes: int,
+    folder: Path,
+    bar: Any,
+    *,
+    compute: bool,
+) -> tuple[Cell | None, Cell | None]:
+    """The cells of a teacher and of random actions: students keep a part of what is between."""
+    from kdmarl_core.experiments import cells
+
+    return (
+        obtain(
+            cells.teacher_place(task, card, episodes, folder),
+            bar,
+            (lambda _: cells.play_teacher(task, teacher, card, episodes)) if compute else None,
+        ),
+        obtain(
+            cells.random_place(task, episodes, folder),
+            bar,
+            (lambda _: cells.play_random(task, episodes)) if compute else None,
+        ),
+    )
+
+
 def bound(team: Team, episodes: int, folder: Path, bar: Any, *, compute: bool) -> Cell | None:
     """The cell of the bound of a team's restriction."""
     from kdmarl_core.experiments import cells
@@ -81,8 +110,9 @@ def students(
 ) -> dict[str, tuple[Cell, ...]]:
     """Cells of students by training seed, which play once for each disturbance of their messages.
 
-    Where some of a seed's are missing, its students are distilled once for all of those. Once
-    cells are kept, the checkpoint of the run is of no more use, and goes.
+    Where one of a seed's is missing, its students are distilled, and play for all of them: what
+    cells of one seed tell is of the same students. Once cells are kept, the checkpoint of the run
+    is of no more use, and goes.
 
     Args:
         works: what is distilled, and how; they differ in their seed.
@@ -119,15 +149,14 @@ def students(
             cells.refuse_other_assistants(found | of_bound, lessons.card)
     for work in works if compute else ():
         own = [(places[stem, work.seed], how) for stem, how in stems.items()]
-        missing = [(place, how) for place, how in own if place.path not in found]
-        if missing:
+        if any(place.path not in found for place, _ in own):
             label = f"{folder.name}-{own[0][0].path.stem}"
             run = cells.run_folder(label, cells.student_inputs(work, episodes, assistant))
             line = bar.add_task(label, total=None, figures="")
-            wanted = [(place.inputs, how) for place, how in missing]
+            wanted = [(place.inputs, how) for place, how in own]
             ready = work._replace(assistant=lessons)
             made = cells.distil_students(ready, wanted, run, _distil_reporter(bar, line))
-            for (place, _), cell in zip(missing, made, strict=True):
+            for (place, _), cell in zip(own, made, strict=True):
                 cells.write_cell(place.path, cell)
                 found[place.path] = cell
             discard(run)

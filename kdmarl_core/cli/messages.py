@@ -11,6 +11,7 @@ from kdmarl_core.cli.cells import (
     PAGE,
     add_cell_options,
     bound,
+    given,
     refuse_partial_page,
     students,
 )
@@ -89,7 +90,7 @@ def _team(
     """A team's cases, the cells that they are compared with, and where its picture is."""
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
-    from kdmarl_core.experiments import cells, messages
+    from kdmarl_core.experiments import messages
     from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
     from kdmarl_core.team import load_team
@@ -106,10 +107,9 @@ def _team(
             raise
         return [], messages.Known(), picture  # a teacher that has yet to be trained
     # Of whose score students keep a part, whoever teaches them.
-    _, card = load_teacher(place, spec)
+    taught = load_teacher(place, spec)
     known = messages.Known(
-        cells.read_cell(*cells.teacher_place(plain.task, card, episodes, folder)),
-        cells.read_cell(*cells.random_place(plain.task, episodes, folder)),
+        *given(plain.task, *taught, episodes, folder, bar, compute=arguments.compute),
         bound(plain.silent(), episodes, folder, bar, compute=False),
     )
     found = []

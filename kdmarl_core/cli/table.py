@@ -13,7 +13,7 @@ from kdmarl_core.cli.cells import (
     PAGE,
     add_cell_options,
     bound,
-    obtain,
+    given,
     refuse_partial_page,
     students,
 )
@@ -107,31 +107,24 @@ def _row(
     from kdmarl_core.bundle import UNDISTURBED
     from kdmarl_core.distil.recipe import load_recipe
     from kdmarl_core.distil.run import Work
-    from kdmarl_core.experiments import cells
     from kdmarl_core.experiments.table import RowCells
     from kdmarl_core.process import prepare_training
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
     prepare_training(arguments.threads)
     team = row.team()
-    task, folder = team.task, results / row.slug
+    task, folder = team.task, results / team.task.spec.slug
     teacher, card = load_teacher(find_teacher(team.teacher), task.spec)
     recipe = load_recipe(team.recipe)
     kind = "assisted" if row.assisted else "students"
     stem = f"{row.setting.replace(' ', '_').replace('+', '')}-{kind}"
-    given = "given" in arguments.compute
+    of_teacher, of_random = given(
+        task, teacher, card, episodes, folder, bar, compute="given" in arguments.compute
+    )
     return RowCells(
         row=row,
-        teacher=obtain(
-            cells.teacher_place(task, card, episodes, folder),
-            bar,
-            (lambda _: cells.play_teacher(task, teacher, card, episodes)) if given else None,
-        ),
-        random=obtain(
-            cells.random_place(task, episodes, folder),
-            bar,
-            (lambda _: cells.play_random(task, episodes)) if given else None,
-        ),
+        teacher=of_teacher,
+        random=of_random,
         # The bound of full observations is the teacher.
         bound=bound(team, episodes, folder, bar, compute="bounds" in arguments.compute)
         if row.restricted

@@ -79,14 +79,19 @@ def read_cell(path: Path, inputs: dict[str, Any]) -> Cell | None:
     """The cell in a file, or None if there is none that was made by these very inputs.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or of another number of episodes: that is another plan's.
     """
     if not path.is_file():
         return None
     cell = from_mapping(Cell, read_json(path), str(path))
+    episodes = inputs["episodes"]
+    if (played := cell.inputs.get("episodes")) != episodes:
+        raise UserError(
+            f"{path}: inputs: episodes: {played} is not the plan's {episodes}, and cells of two "
+            "plans are kept apart; give another --results"
+        )
     if cell.inputs != as_json(inputs):
         return None
-    episodes = inputs["episodes"]
     if len(cell.returns) != episodes or len(cell.won) not in (0, episodes):
         raise UserError(
             f"{path}: returns: {len(cell.returns)} of {episodes} episodes; the file is damaged, "
@@ -234,7 +239,7 @@ def train_bound(
     """
     begun = time.monotonic()
     inputs, recipe = bound_inputs(team, episodes), bound_recipe(team.task.spec)
-    folder = _bound_folder(inputs)
+    folder = _bound_folder(team, episodes)
     resume = (folder / CHECKPOINT).is_file()
     policy, seconds = train(
         team.task, recipe, BOUND_SEED, folder, team=team, resume=resume, report=report
@@ -258,7 +263,7 @@ def trained_assistant(
     team: Team, episodes: int, report: Callable[[int, dict[str, float]], None]
 ) -> Lessons:
     """The policy of the bound of a team's restriction; trained if it is not there."""
-    folder = _bound_folder(bound_inputs(team, episodes)) / TEACHER
+    folder = _bound_folder(team, episodes) / TEACHER
     if not (folder / CARD).is_file():
         train_bound(team, episodes, report)
     return Lessons(*load_bound(folder, team))
@@ -281,8 +286,8 @@ def refuse_other_assistants(cells: Mapping[Path, Cell], card: TeacherCard | None
         )
 
 
-def _bound_folder(inputs: dict[str, Any]) -> Path:
-    return run_folder(f"{inputs['task'].replace('/', '_')}-bound", inputs)
+def _bound_folder(team: Team, episodes: int) -> Path:
+    return run_folder(f"{team.task.spec.slug}-bound", bound_inputs(team, episodes))
 
 
 def _played(

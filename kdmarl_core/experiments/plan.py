@@ -150,7 +150,6 @@ class Row:
         self.task, self.setting, self.rows = task, setting, plan.tasks[task]
         self.assisted = assisted
         self.team_name = self.rows.teams[plan.settings.index(setting)]
-        self.slug = task.replace("/", "_")
 
     def team(self) -> Team:
         """The row's team."""
