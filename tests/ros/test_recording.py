@@ -175,6 +175,8 @@ def test_what_robots_told_each_other_is_recorded_and_replayed(
 @pytest.mark.parametrize("place", ["full disk", "read-only"])
 def test_a_run_goes_on_without_its_recording(domain, bundles, kdmarl, tmp_path, place):
     """Fault: the recording cannot be written. /dev/full is a disk that is always full."""
+    if place == "full disk" and not Path("/dev/full").is_char_device():
+        pytest.skip("there is no /dev/full")
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "episodes.jsonl").touch()
