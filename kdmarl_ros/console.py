@@ -6,7 +6,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from rclpy.node import Node
 from std_msgs.msg import Bool, Int32
@@ -15,11 +14,16 @@ from std_srvs.srv import SetBool
 from kdmarl_ros import oversight, qos, topics
 from kdmarl_ros.spin import MessagesFirst
 
-BRAKE_EVERY_S = 0.05  # while a stop is being recorded
+BRAKE_EVERY_S = 0.05  # while a service waits for a record
 
 
 class Console:
-    """See the module's docstring; what stops and overrides mean is decided in `oversight`."""
+    """See the module's docstring; what stops and overrides mean is decided in `oversight`.
+
+    A stop holds as soon as it is heard, a release once it is recorded. A thread of its own
+    records what is asked, for as long as there is anything to record: no disk keeps the node's
+    thread from its work, but for the answer of a service.
+    """
 
     def __init__(
         self, node: Node, group: MessagesFirst, state_directory: str, brake: Callable[[], None]
@@ -30,11 +34,15 @@ class Console:
             node: the robot's.
             group: the node's callback group.
             state_directory: where stops are kept; empty: the default.
-            brake: called at once when the robot is stopped, and again until that is recorded.
+            brake: called at once when the robot is stopped, and again while its service waits.
         """
         self._logger, self._brake = node.get_logger(), brake
         name = node.get_namespace().strip("/").replace("/", ".") or "robot"
         self._stops = oversight.latch(state_directory, name, oversight.SERVICE)
+        self._lock = threading.RLock()  # of all but `_stops`, which is the recorder's
+        self._asked: dict[str, bool] = {}  # by whom: the newest that is not recorded yet
+        self._recorder: threading.Thread | None = None  # while it has anything to do
+        self._told = self._stops.stopped
         self.trouble = ""  # why a stop will not outlive the process
         self._override: oversight.Override | None = None
         self.refused_overrides = 0
@@ -67,12 +75,22 @@ class Console:
     @property
     def stopped(self) -> bool:
         """Whether anybody holds the robot stopped."""
-        return self._stops.stopped
+        with self._lock:
+            return any(self._asked.values()) or self._stops.stopped
 
     @property
     def reason(self) -> str:
         """Who holds the robot stopped, and since when; empty if nobody does."""
-        return self._stops.reason
+        with self._lock:
+            asked = ", ".join(f"by {who}" for who, stopped in self._asked.items() if stopped)
+            return self._stops.reason or asked
+
+    def recorded(self, within_s: float) -> bool:
+        """Whether all that was asked is recorded, or could not be, within so long."""
+        recorder = self._recorder
+        if recorder is not None:
+            recorder.join(within_s)
+        return recorder is None or not recorder.is_alive()
 
     def allow_overrides(self, actions: int, timeout_s: float) -> None:
         """From now on a person may choose among so many actions, each for so long."""
@@ -83,52 +101,68 @@ class Console:
         return self._override.action(time.monotonic()) if self._override else None
 
     def _on_stop(self, who: str, message: Bool) -> None:
-        self._set_stop(who, message.data)
+        self._ask(who, message.data)
 
     def _on_earlier(self, who: str, message: Bool) -> None:
         if message.data:
-            self._set_stop(who, True)
+            self._ask(who, True)
 
     def _on_stop_service(
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
         # A button that says again and again that it is not pressed releases nothing of this.
-        trouble = self._set_stop(oversight.SERVICE, request.data)
+        self._ask(oversight.SERVICE, request.data)
+        while not self.recorded(BRAKE_EVERY_S):
+            self._brake()
         held = f"stopped {self.reason}" if self.stopped else "not stopped"
-        response.success = not trouble
-        response.message = f"{held}; {trouble}" if trouble else held
+        response.success = not self.trouble
+        response.message = f"{held}; {self.trouble}" if self.trouble else held
         return response
 
-    def _set_stop(self, who: str, stopped: bool) -> str:
-        before = self.stopped
-        self.trouble = self._brake_and_record(who) if stopped else self._stops.set(who, False)
-        if self.trouble:
-            self._logger.error(f"the stop will not outlive this process: {self.trouble}")
-        if self.stopped != before:
-            self._stopped_topic.publish(Bool(data=self.stopped))
-            self._logger.warning(f"stopped {self.reason}" if self.stopped else "released")
-        return self.trouble
-
-    def _brake_and_record(self, who: str) -> str:
-        """Stop; the robot brakes first, and does not wait for a slow disk to go on braking."""
-        if self._stops.keeps(who):
-            return ""
-        recorded: Future[str] = Future()
-
-        def record() -> None:
-            try:
-                recorded.set_result(self._stops.set(who, True))
-            except BaseException as error:  # raised where it is awaited
-                recorded.set_exception(error)
-
-        if not self.stopped:
-            self._brake()
-        threading.Thread(target=record, daemon=True).start()
-        while True:
-            try:
-                return recorded.result(BRAKE_EVERY_S)
-            except TimeoutError:
+    def _ask(self, who: str, stopped: bool) -> None:
+        """Stop the robot now, or release it as soon as that is recorded."""
+        with self._lock:
+            if who not in self._asked and self._stops.says(who, stopped):
+                self.trouble = ""
+                return
+            before = self.stopped
+            self._asked.pop(who, None)  # the newest is recorded last
+            self._asked[who] = stopped
+        try:
+            if stopped and not before:
                 self._brake()
+        finally:
+            with self._lock:
+                if self._recorder is None:
+                    self._recorder = threading.Thread(target=self._record, daemon=True)
+                    self._recorder.start()
+                self._tell()
+
+    def _record(self) -> None:
+        """Record what is asked, until that is done."""
+        while True:
+            with self._lock:
+                if not self._asked:
+                    self._recorder = None
+                    return
+                who, stopped = next(iter(self._asked.items()))
+            try:
+                trouble = self._stops.set(who, stopped)
+            except Exception as error:
+                trouble = repr(error)
+            with self._lock:
+                if self._asked[who] == stopped:  # else more has been asked since
+                    del self._asked[who]
+                self.trouble = trouble
+                if trouble:
+                    self._logger.error(f"the stop will not outlive this process: {trouble}")
+                self._tell()
+
+    def _tell(self) -> None:
+        if self.stopped != self._told:
+            self._told = self.stopped
+            self._stopped_topic.publish(Bool(data=self._told))
+            self._logger.warning(f"stopped {self.reason}" if self._told else "released")
 
     def _on_override(self, message: Int32) -> None:
         if self._override and not self._override.set(message.data, time.monotonic()):

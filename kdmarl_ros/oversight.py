@@ -52,9 +52,9 @@ class StopLatch:
         """Who holds it stopped, and since when; empty if nobody does."""
         return ", ".join(f"by {who} since {when}" for who, when in self._since.items())
 
-    def keeps(self, who: str) -> bool:
-        """Whether this one has stopped it, and the file says so."""
-        return self._kept and who in self._since
+    def says(self, who: str, stopped: bool) -> bool:
+        """Whether this one holds it stopped, or does not, and the file says the same."""
+        return self._kept and stopped == (who in self._since)
 
     def set(self, who: str, stopped: bool) -> str:
         """Stop, or release what the same one has stopped.
@@ -62,7 +62,7 @@ class StopLatch:
         Returns why this will not outlive the process, or nothing. A stop that cannot be kept is
         a stop nevertheless; a release that cannot be kept is none.
         """
-        if self._kept and stopped == (who in self._since):
+        if self.says(who, stopped):
             return ""
         wanted = {name: when for name, when in self._since.items() if name != who}
         if stopped:

@@ -36,7 +36,7 @@ from kdmarl_core.bundle import BundlePolicy, think_ahead
 from kdmarl_core.errors import UserError
 from kdmarl_ros import topics
 from kdmarl_ros.parameters import refuse_to_share
-from kdmarl_ros.policy_node import ACKNOWLEDGED_WITHIN_S, PolicyNode
+from kdmarl_ros.policy_node import ACKNOWLEDGED_WITHIN_S, RECORDED_WITHIN_S, PolicyNode
 from kdmarl_ros.spin import (
     IDLE_WAKE_S,
     TURN_EVERY_S,
@@ -81,6 +81,13 @@ class HostedPolicy(PolicyNode):
     def _await_delivery(self, seconds: float) -> None:
         if not self._host.closing:
             super()._await_delivery(seconds)
+
+    def _await_records(self, seconds: float) -> None:
+        """A robot that ends leaves this to its host, which waits for all at once."""
+
+    def await_records(self, until_s: float) -> None:
+        """Wait until its stops are recorded."""
+        super()._await_records(max(until_s - time.monotonic(), 0.0))
 
     def await_last(self, until_s: float) -> None:
         """Wait for the delivery of what was published last, if there ever was anything."""
@@ -156,13 +163,16 @@ class PolicyHost:
         spinner.close()
 
     def close(self) -> None:
-        """Publish every robot's safe action before the context goes, then wait for delivery."""
+        """Publish every robot's safe action before the context goes, then wait for the rest."""
         self.closing = True
         for robot in self._robots:
             robot.safely(robot.close)
         until_s = time.monotonic() + ACKNOWLEDGED_WITHIN_S
         for robot in self._robots:
             robot.safely(robot.await_last, until_s)
+        until_s = time.monotonic() + RECORDED_WITHIN_S
+        for robot in self._robots:
+            robot.safely(robot.await_records, until_s)
 
     def destroy_node(self) -> None:
         """Free what ROS holds of all robots."""

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 LATENCIES_KEPT = 1000
 ACKNOWLEDGED_WITHIN_S = 0.2
+RECORDED_WITHIN_S = 2.0  # so long does a node that ends wait for a slow disk
 LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
 REAL_SENSOR_HZ = 1000.0  # as many as the fastest sensors of real robots send, whatever the period
@@ -113,7 +114,17 @@ class PolicyNode(ManagedNode):
         if self._given.autostart:
             self.autostart()
 
+    def close(self) -> None:
+        """Leave the robot safe, then wait until it is recorded whether it is stopped."""
+        super().close()
+        self._await_records(RECORDED_WITHIN_S)
+
     # What a process of several robots does in another way
+
+    def _await_records(self, seconds: float) -> None:
+        """Wait until stops are recorded, so long at most."""
+        if not self._console.recorded(seconds):
+            self.get_logger().error("ended before it was recorded whether the robot is stopped")
 
     def _await_delivery(self, seconds: float) -> None:
         """Wait until what was published last has arrived, so long at most."""

@@ -2,7 +2,9 @@
 
 import random
 import signal
-import time
+import subprocess
+import sys
+import threading
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -14,7 +16,7 @@ from std_msgs.msg import Bool, Int32
 from std_srvs.srv import SetBool
 
 from kdmarl_ros import qos, topics
-from kdmarl_ros.console import BRAKE_EVERY_S, Console
+from kdmarl_ros.console import Console
 from kdmarl_ros.msg import AgentAction
 from kdmarl_ros.oversight import ROBOT as BY_ROBOT
 from kdmarl_ros.oversight import SWARM, Override, StopLatch, latch
@@ -137,6 +139,42 @@ def test_a_release_of_long_ago_releases_nothing(sensors, node):
     sensors.until_reported("stopped by robot since", meanwhile=sensors.send_new)
     assert StopLatch(latch("", ROBOT).path).stopped
     assert sensors.stopped == [True]
+
+
+SLOW_DISK = """
+import sys, time
+from kdmarl_ros import oversight, {module}
+keep = oversight.StopLatch.set
+def slowly(*arguments):
+    time.sleep(1.0)
+    return keep(*arguments)
+oversight.StopLatch.set = slowly
+sys.exit({module}.main())
+"""
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(("module", "own"), [("policy_node", []), ("policy_host", ["--"])])
+def test_a_node_that_ends_waits_until_a_slow_disk_has_recorded_its_stop(
+    sensors, bundles, tmp_path, module, own
+):
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DISK.format(module=module), *own, "--ros-args",
+         "-r", f"__ns:=/{ROBOT}", "-p", f"bundle:={bundles / ROBOT}"],
+        cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        sensors.until_listened_to()
+        stop = sensors.publisher(Bool, topics.EMERGENCY_STOP, qos.LATCHED)
+        stop.publish(Bool(data=True))
+        sensors.until(lambda: sensors.stopped[-1])
+        assert not latch("", ROBOT).stopped
+        child.terminate()
+        assert child.wait(timeout=30) == 0
+    finally:
+        child.kill()
+        child.wait()
+    assert latch("", ROBOT).stopped
 
 
 @pytest.mark.ros
@@ -280,23 +318,116 @@ def test_a_stop_that_could_not_be_kept_is_kept_as_soon_as_it_can_be(tmp_path):
     assert StopLatch(place / "robot.json").reason == kept.reason
 
 
-def test_a_robot_goes_on_braking_while_a_slow_disk_records_its_stop(monkeypatch, tmp_path):
-    times = []
-    node = MagicMock()
-    node.get_namespace.return_value = f"/{ROBOT}"
-    console = Console(node, MagicMock(), str(tmp_path), lambda: times.append(1))
-    serve = node.create_service.call_args.args[2]
+class Robot:
+    """A console without its node: what is asked of it, and the times at which it braked."""
+
+    def __init__(self, folder, name=ROBOT, brake=lambda: None):
+        self.node = MagicMock()
+        self.node.get_namespace.return_value = f"/{name}"
+        self.braked = []
+
+        def record_and_brake():
+            self.braked.append(name)
+            brake()
+
+        self.console = Console(self.node, MagicMock(), str(folder), record_and_brake)
+        self.path = latch(str(folder), name).path
+
+    def hear(self, topic, stopped):
+        """A message on a topic, as the node takes it."""
+        for call in self.node.create_subscription.call_args_list:
+            if call.args[1] == topic:
+                return call.args[2](Bool(data=stopped))
+        raise KeyError(topic)
+
+    def serve(self, stopped):
+        answer = self.node.create_service.call_args.args[2]
+        return answer(SetBool.Request(data=stopped), SetBool.Response())
+
+    def told(self):
+        """What was published of whether it is stopped."""
+        publish = self.node.create_publisher.return_value.publish
+        return [call.args[0].data for call in publish.call_args_list]
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Nothing is recorded before it is set, but for how long nobody waits."""
+    free = threading.Event()
     keep = StopLatch.set
 
     def slowly(*arguments):
-        time.sleep(5 * BRAKE_EVERY_S)
+        free.wait(2.0)
         return keep(*arguments)
 
     monkeypatch.setattr(StopLatch, "set", slowly)
-    request, response = SetBool.Request(data=True), SetBool.Response()
-    assert serve(request, response).success
-    assert console.stopped
-    assert len(times) > 3
+    return free
+
+
+def test_a_robot_goes_on_braking_while_a_slow_disk_records_its_stop(tmp_path, disk):
+    def brake():
+        if len(robot.braked) > 3:
+            disk.set()
+
+    robot = Robot(tmp_path, brake=brake)
+    assert robot.serve(True).success
+    assert robot.console.stopped
+    assert len(robot.braked) > 3
+
+
+def test_no_robot_of_a_process_waits_for_the_record_of_another_ones_stop(tmp_path, disk):
+    robots = [Robot(tmp_path, f"robot_{i}") for i in range(3)]
+    for robot in robots:
+        robot.hear(topics.SWARM_STOP, True)
+        assert robot.console.stopped
+        assert robot.told() == [False, True]
+    assert [robot.braked for robot in robots] == [["robot_0"], ["robot_1"], ["robot_2"]]
+    assert not any(robot.path.exists() for robot in robots)
+    disk.set()
+    for robot in robots:
+        assert robot.console.recorded(10.0)
+        assert "by swarm since" in StopLatch(robot.path).reason
+        assert "by swarm since" in robot.console.reason
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_stops_and_releases_in_a_row_end_as_the_last_one_says(tmp_path, disk, last):
+    robot = Robot(tmp_path)
+    for stopped in (True, False, True, False, True, last):
+        robot.hear(topics.EMERGENCY_STOP, stopped)
+        if stopped:
+            assert robot.console.stopped
+    disk.set()
+    assert robot.console.recorded(10.0)
+    assert robot.console.stopped == StopLatch(robot.path).stopped == last
+    assert robot.told()[-1] is last
+
+
+def test_a_release_waits_for_its_record_and_gives_way_to_a_stop(tmp_path, disk):
+    robot = Robot(tmp_path)
+    disk.set()
+    robot.hear(topics.EMERGENCY_STOP, True)
+    assert robot.console.recorded(10.0)
+    disk.clear()
+    robot.hear(topics.EMERGENCY_STOP, False)
+    assert robot.console.stopped
+    assert not robot.console.recorded(0.0)
+    robot.hear(topics.SWARM_STOP, True)
+    disk.set()
+    assert robot.console.recorded(10.0)
+    assert StopLatch(robot.path).reason == robot.console.reason
+    assert robot.console.reason.startswith("by swarm")
+    assert robot.told() == [False, True]
+    assert robot.braked == [ROBOT]  # it stood already
+
+
+def test_a_stop_that_cannot_be_recorded_is_reported_later(tmp_path):
+    (tmp_path / "file").write_text("")
+    robot = Robot(tmp_path / "file")
+    robot.hear(topics.EMERGENCY_STOP, True)
+    assert robot.console.recorded(10.0)
+    assert robot.console.stopped
+    assert "cannot be written" in robot.console.trouble
 
 
 def test_an_override_ends_by_itself():
