@@ -169,14 +169,21 @@ _Step = Callable[[Any, Any], Any]  # of a value and the whole message
 
 
 def find_heading(message: type, name: str, where: str) -> Callable[[Any], float]:
-    """A function that reads the heading in radians from a quaternion field."""
+    """A function that reads the heading in radians from a quaternion field; NaN: there is none."""
     field = find_field(message, name, where)
     if field.type_name != "geometry_msgs/Quaternion":
         raise UserError(
             f"{where}: '{name}' is {field.type_name}, not geometry_msgs/Quaternion; name an "
             "orientation, such as pose.pose.orientation"
         )
-    return lambda received: _heading_rad(field.get(received))
+
+    def heading_rad(received: Any) -> float:
+        try:
+            return _heading_rad(field.get(received))
+        except IndexError:  # an element that this message does not have
+            return math.nan
+
+    return heading_rad
 
 
 def _walk(steps: list[_Step], received: Any) -> Any:

@@ -306,15 +306,17 @@ def test_standing_is_at_once(load):
     assert command.at_rest
 
 
-def test_a_differential_drive_turns_to_where_the_action_points(load):
-    differential = {
-        "topic": "odom", "type": ODOMETRY, "heading": "pose.pose.orientation", "ahead_m": 0.5,
-    }  # fmt: skip
-    document = changed(MAP, "command.differential", differential)
+def differential(topic="odom", kind=ODOMETRY, heading="pose.pose.orientation"):
+    """A map of a base with two driven wheels and no inertia to speak of."""
+    entry = {"topic": topic, "type": kind, "heading": heading, "ahead_m": 0.5}
+    document = changed(MAP, "command.differential", entry)
     document = changed(document, "command.fields", ["linear.x", "angular.z"])
     document = changed(document, "command.velocity", [1.0, 1.5])
-    document = changed(document, "command.acceleration", [100.0, 100.0])
-    sensor_map = load(document)
+    return changed(document, "command.acceleration", [100.0, 100.0])
+
+
+def test_a_differential_drive_turns_to_where_the_action_points(load):
+    sensor_map = load(differential())
     command = sensor_map.command
 
     def sent(now_s):
@@ -341,6 +343,23 @@ def test_a_differential_drive_turns_to_where_the_action_points(load):
     assert sent(20.1) != (0.0, 0.0)
     sensor_map.forget()  # time has jumped
     assert sent(20.2) == (0.0, 0.0)
+
+
+def test_a_heading_that_a_message_does_not_have_is_none(load):
+    """An array that is shorter than usual costs one message, as it does where a block reads it."""
+    poses = {"topic": "poses", "type": "geometry_msgs/msg/PoseArray"}
+    place = poses | {"fields": ["poses[0].position.x", "poses[0].position.y"]}
+    turn = {"by": "poses[1].orientation", "into": "body"}
+    document = differential(poses["topic"], poses["type"], "poses[1].orientation")
+    sizes = {"place": 2}
+    sensor_map = load(document | {"blocks": {"place": place | {"turn": turn}}}, sizes)
+    command = sensor_map.command
+    whole = PoseArray(poses=[Pose(), Pose()])
+    for now_s, message, usable in ((1.0, whole, True), (1.1, PoseArray(poses=[Pose()]), False)):
+        reading = take(sensor_map, "poses", message, now_s)[0]
+        assert np.isfinite(reading.values).all() == usable
+    command.aim(RIGHT)
+    assert command.next(1.0 + 2 * TIMEOUT_S, None).linear.x == 0.0
 
 
 def test_stamped_and_whole_numbered_commands(load):
