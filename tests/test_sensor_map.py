@@ -345,6 +345,19 @@ def test_a_differential_drive_turns_to_where_the_action_points(load):
     assert sent(20.2) == (0.0, 0.0)
 
 
+def test_an_orientation_that_is_never_set_is_no_heading(load):
+    sensor_map = load(differential())
+    command = sensor_map.command
+    command.aim(RIGHT)
+    unset = Odometry()
+    unset.pose.pose.orientation.w = 0.0
+    take(sensor_map, "odom", odometry(), 1.0)
+    for now_s, speed in ((1.1, 1.0), (1.2 + TIMEOUT_S, 0.0)):  # one does no harm, many are silence
+        take(sensor_map, "odom", unset, now_s)
+        assert command.next(now_s, None).linear.x == speed
+        assert bool(command.heading_trouble(now_s)) == (speed == 0.0)
+
+
 def test_a_heading_that_a_message_does_not_have_is_none(load):
     """An array that is shorter than usual costs one message, as it does where a block reads it."""
     poses = {"topic": "poses", "type": "geometry_msgs/msg/PoseArray"}

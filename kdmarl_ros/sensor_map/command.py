@@ -66,8 +66,9 @@ class Command:
     def hear(self, source: int, message: Any, measured_s: float, timeout_s: float) -> None:
         """Take the heading out of a message, if it is the one that has it."""
         if source == self._heading_source:
-            self._heading_rad = self._heading_of(message)
-            self._heading_until_s = measured_s + timeout_s
+            heading_rad = self._heading_of(message)
+            if math.isfinite(heading_rad):
+                self._heading_rad, self._heading_until_s = heading_rad, measured_s + timeout_s
 
     def heading_trouble(self, now_s: float) -> str:
         """Why the base stands though it is to move: its heading is not known; empty if it is."""
@@ -113,7 +114,7 @@ class Command:
             return np.zeros_like(self._now)
         if self._differential is None:
             return self._aim
-        if now_s > self._heading_until_s or not math.isfinite(self._heading_rad):
+        if now_s > self._heading_until_s:
             return np.zeros_like(self._now)
         # The point `ahead_m` in front of the axle moves with this velocity x, y of the world.
         x, y = self._aim
