@@ -114,7 +114,9 @@ class ManagedNode(LifecycleNode, abc.ABC):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Make what the node needs to be activated."""
-        return self._guarded("configure", self._configure, state, super().on_configure, "inactive")
+        return self._guarded(
+            "configure", self._configure_whole, state, super().on_configure, "inactive"
+        )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to work."""
@@ -140,6 +142,14 @@ class ManagedNode(LifecycleNode, abc.ABC):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Leave all safe and start over from unconfigured."""
         return self._guarded("recover", self._cleanup, state, super().on_error, "unconfigured")
+
+    def _configure_whole(self) -> None:
+        """Configure, or leave nothing of it."""
+        try:
+            self._configure()
+        except Exception:
+            self._cleanup()
+            raise
 
     def _guarded(
         self,

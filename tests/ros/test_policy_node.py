@@ -13,7 +13,9 @@ from lifecycle_msgs.msg import State, Transition
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.parameter import Parameter
 from ros_driver import ROBOT, Sensors, observations
+from std_srvs.srv import Trigger
 
+from kdmarl_ros import topics
 from kdmarl_ros.msg import AgentAction
 from kdmarl_ros.parameters import PolicyParameters
 from kdmarl_ros.spin import PARENT_VARIABLE
@@ -147,6 +149,25 @@ def test_lifecycle_can_be_driven_from_outside(sensors, node):
     assert sensors.change(Transition.TRANSITION_CONFIGURE)
     assert sensors.change(Transition.TRANSITION_ACTIVATE)
     sensors.answer(observation, episode=1, step=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "timeot_s:=1.0"], "unknown parameter 'timeot_s'"),
+        (["-p", "mode:=real_time", "-p", "sensor_map:=none.yaml"], "none.yaml: no such file"),
+    ],
+)
+def test_nothing_is_left_of_a_configuration_that_fails(sensors, node, arguments, words):
+    child = node("-p", "autostart:=false", *arguments)
+    assert not sensors.change(Transition.TRANSITION_CONFIGURE)
+    for _ in range(2):  # and goes on being said
+        sensors.until_reported("failed", words, level=DiagnosticStatus.ERROR)
+    names = [sensors.topic(name) for name in (topics.ACTION, topics.MODEL)]
+    sensors.until(lambda: not any(sensors.node.count_publishers(name) for name in names))
+    assert not sensors.call(Trigger, "reload", Trigger.Request()).success
+    assert "Traceback" not in child.log.read_text()
+    assert sensors.state() == State.PRIMARY_STATE_UNCONFIGURED
 
 
 def test_parameters_are_described_and_read_only(sensors, node):
