@@ -9,6 +9,7 @@ from typing import Any
 
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
@@ -77,7 +78,10 @@ class Body:
             self._publish()
 
     def stop(self) -> None:
-        """Brake to a stand within the limits, then fall silent; returns when the base stands."""
+        """Brake to a stand within the limits, then fall silent.
+
+        Returns when the base has been told to stand: those who ask for delivery have got that.
+        """
         if not self._engaged:
             return
         self._engaged = False
@@ -87,6 +91,7 @@ class Body:
             self._publish()
             time.sleep(max(min(self._command.period_s, give_up_s - time.monotonic()), 0.0))
         self._publisher.publish(self._command.standing(self._stamp()))
+        self._publisher.wait_for_all_acked(Duration(seconds=qos.ACKNOWLEDGED_WITHIN_S))
 
     def forget(self) -> None:
         """What was sensed so far is of another time."""

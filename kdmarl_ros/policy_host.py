@@ -34,9 +34,9 @@ from rclpy.utilities import get_default_context
 
 from kdmarl_core.bundle import BundlePolicy, think_ahead
 from kdmarl_core.errors import UserError
-from kdmarl_ros import topics
+from kdmarl_ros import qos, topics
 from kdmarl_ros.parameters import refuse_to_share
-from kdmarl_ros.policy_node import ACKNOWLEDGED_WITHIN_S, RECORDED_WITHIN_S, PolicyNode
+from kdmarl_ros.policy_node import RECORDED_WITHIN_S, PolicyNode
 from kdmarl_ros.spin import (
     IDLE_WAKE_S,
     TURN_EVERY_S,
@@ -167,7 +167,7 @@ class PolicyHost:
         self.closing = True
         for robot in self._robots:
             robot.safely(robot.close)
-        until_s = time.monotonic() + ACKNOWLEDGED_WITHIN_S
+        until_s = time.monotonic() + qos.ACKNOWLEDGED_WITHIN_S
         for robot in self._robots:
             robot.safely(robot.await_last, until_s)
         until_s = time.monotonic() + RECORDED_WITHIN_S

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from kdmarl_ros.sensor_map import Reading
 
 LATENCIES_KEPT = 1000
-ACKNOWLEDGED_WITHIN_S = 0.2
 RECORDED_WITHIN_S = 2.0  # so long does a node that ends wait for a slow disk
 LEAST_CHECK_S = 0.005
 FLOOD_PERIODS = 10.0  # messages of one topic per period of real time that are too many
@@ -338,7 +337,7 @@ class PolicyNode(ManagedNode):
         finally:
             if self._body is not None:
                 self._body.stop()
-        self._await_delivery(ACKNOWLEDGED_WITHIN_S)
+        self._await_delivery(qos.ACKNOWLEDGED_WITHIN_S)
 
     def _cleanup(self) -> None:
         self._deactivate()

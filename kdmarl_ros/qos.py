@@ -12,6 +12,9 @@ RELIABILITIES = {
 # A process that is killed is missed after this time; discovery alone takes 20 s to notice.
 LEASE_S = 1.0
 
+# So long does a node that stops wait for the delivery of what it has sent last.
+ACKNOWLEDGED_WITHIN_S = 0.2
+
 # As many messages of a topic may be on their way to a recorder that a busy machine holds up: those
 # of some seconds.
 RECORDED_DEPTH = 1000

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY, MagicMock, call
 
 import numpy as np
 import pytest
@@ -32,8 +33,10 @@ from kdmarl_core.files import share_folder
 from kdmarl_core.tasks import select_columns
 from kdmarl_core.teacher.teacher import load_teacher
 from kdmarl_core.team import load_team
+from kdmarl_ros.body import Body
 from kdmarl_ros.deployment import Process
 from kdmarl_ros.parameter_files import robot_parameters
+from kdmarl_ros.sensor_map import load_map
 
 pytestmark = pytest.mark.ros
 
@@ -381,6 +384,19 @@ def test_deactivation_brakes_then_falls_silent(world, robot, base):
     while time.monotonic() < give_up:
         world.executor.spin_once(timeout_sec=0.02)
     assert len(base.speeds) <= count + 1  # the last zero may have been on its way
+
+
+def test_a_base_has_got_its_last_command_before_its_node_goes_on(tmp_path):
+    sensor_map = load_map(
+        write_yaml(tmp_path / "map.yaml", MAP), make_manifest([("velocity", 2)]), "/robot_0", 1.0
+    )
+    node = MagicMock()
+    body = Body(node, sensor_map, QoSProfile(depth=1), lambda reading: None, lambda *_: 0.0)
+    body.act(None)
+    body.stop()
+    *_, last, waited = node.create_publisher.return_value.method_calls
+    assert last == call.publish(Twist())
+    assert waited == call.wait_for_all_acked(ANY)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
