@@ -15,7 +15,8 @@ from kdmarl_ros.parameters import PolicyParameters
 
 ALL = "all.yaml"
 TYPES = "types"
-PATHS = ("bundle", "sensor_map", "trusted_keys")  # relative ones begin at their file
+# Relative ones begin at their file.
+PATHS = ("bundle", "sensor_map", "state_directory", "trusted_keys")
 Value = str | int | float | bool
 
 

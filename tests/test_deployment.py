@@ -167,6 +167,14 @@ def test_relative_paths_begin_at_their_file(tmp_path):
     assert all(path.is_absolute() for path in found)
 
 
+def test_every_parameter_that_is_a_path_may_be_relative(tmp_path):
+    names = ("bundle", "sensor_map", "state_directory", "trusted_keys")
+    write_parameters(tmp_path / "all.yaml", robot_type="base", **dict.fromkeys(names, "here"))
+    write_parameters(tmp_path / "types" / "base.yaml")
+    found = robot_parameters("one", tmp_path)
+    assert [found[name] for name in names] == [str(tmp_path / "here")] * len(names)
+
+
 def test_use_sim_time_and_overrides_win(deployment):
     robot = plan(
         overrides=launch_arguments.overrides(
