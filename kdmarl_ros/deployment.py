@@ -22,7 +22,13 @@ from kdmarl_core.team_bundles import load_bundles, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
 from kdmarl_ros.parameter_checks import check_blocks, check_values
 from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters, robots_folder
-from kdmarl_ros.parameters import BridgeParameters, PolicyParameters, refuse_to_share
+from kdmarl_ros.parameters import (
+    BridgeParameters,
+    PolicyParameters,
+    refuse_bundle_of_another,
+    refuse_to_share,
+    whose_bundle,
+)
 from kdmarl_ros.safety import default_timeout_s
 from kdmarl_ros.security import trust
 from kdmarl_ros.sensor_map import SensorMap, load_map
@@ -185,6 +191,8 @@ def plan_swarm(
     told = {**overrides, **security.parameters()}
     planned = [_robot_of(robot, files, folder, told) for robot in checked.robots]
     policies = load_bundles(checked, folder, {robot.name: robot.trust for robot in planned})
+    for robot, policy in zip(planned, policies, strict=True):
+        refuse_bundle_of_another(robot.given, robot.name, policy.manifest.robot)
     maps = {
         robot.name: sensor_map
         for robot, policy in zip(planned, policies, strict=True)
@@ -274,7 +282,7 @@ def plan_robot(
         raise UserError(f"robot '{robot}': not a valid namespace; use letters, digits and '_'")
     told = {**overrides, **security.parameters()}
     planned = _robot(robot, robots_folder(robots), Path(bundle), told)
-    manifest = admit(Path(bundle), planned.trust, robot).manifest
+    manifest = planned.admit()
     check_blocks(planned.parameters, [block.name for block in manifest.blocks], robot)
     sensor_map = planned.sensor_map(manifest)
     if security.level != "enforce":
@@ -308,8 +316,7 @@ def sensor_maps(team: Team, bundles: str, robots: str) -> dict[str, SensorMap]:
         folder = _bundles_folder(team, bundles)
         planned = _robot_of(robot, Path(robots), folder, {})
         if planned.given.sensor_map:
-            vouched = admit(folder / robot.bundle, planned.trust, robot.bundle)
-            sensor_map = planned.sensor_map(vouched.manifest)
+            sensor_map = planned.sensor_map(planned.admit())
             assert sensor_map is not None
             maps[robot.name] = sensor_map
     return maps
@@ -384,6 +391,13 @@ class _Robot(NamedTuple):
             parameters=self.parameters,
             environment=_middleware(self.given.recorded),
         )
+
+    def admit(self) -> Manifest:
+        """The manifest of its bundle, if that is this robot's."""
+        robot = whose_bundle(self.given, self.name)
+        manifest = admit(Path(self.given.bundle), self.trust, robot).manifest
+        refuse_bundle_of_another(self.given, self.name, manifest.robot)
+        return manifest
 
     def sensor_map(self, manifest: Manifest) -> SensorMap | None:
         """Its sensor map, if it has one, checked against its bundle."""

@@ -118,6 +118,26 @@ class PolicyParameters:
             )
 
 
+def whose_bundle(given: PolicyParameters, name: str) -> str:
+    """The robot that a node's bundle must be of, by the last part of its namespace."""
+    return given.robot or name
+
+
+def refuse_bundle_of_another(given: PolicyParameters, name: str, owner: str) -> None:
+    """Raise a `UserError` if a node is given the bundle of a robot that it is not."""
+    robot = whose_bundle(given, name)
+    if not robot:
+        raise UserError(
+            f"{given.bundle}: the bundle of '{owner}', but this node is nobody's: it has no "
+            f"namespace; start it with -r __ns:=/{owner}"
+        )
+    if owner != robot:
+        raise UserError(
+            f"{given.bundle}: the bundle of '{owner}', but this is '{robot}'; give that of "
+            f"'{robot}', or set robot:={owner} if it is meant"
+        )
+
+
 def refuse_to_share(given: PolicyParameters, where: str) -> None:
     """Raise a `UserError` if a robot cannot share its process with others.
 

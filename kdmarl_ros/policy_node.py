@@ -33,7 +33,11 @@ from kdmarl_ros.declare import declare, declare_for_blocks, refuse_undeclared
 from kdmarl_ros.diagnostics import REPORTED_EVERY_S, Diagnostics
 from kdmarl_ros.managed_node import AskedToEndError, ManagedNode
 from kdmarl_ros.msg import AgentAction, FeatureBlock, PeerMessage
-from kdmarl_ros.parameters import PolicyParameters
+from kdmarl_ros.parameters import (
+    PolicyParameters,
+    refuse_bundle_of_another,
+    whose_bundle,
+)
 from kdmarl_ros.peer_link import PeerLink
 from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
 from kdmarl_ros.qos import NO_EVENTS
@@ -235,13 +239,10 @@ class PolicyNode(ManagedNode):
     def _load(self) -> BundlePolicy:
         """The bundle, if it is this robot's."""
         given = self._given
-        robot = given.robot or self._namespace.rpartition("/")[2]
-        policy = load_policy(Path(given.bundle), trust(given.security, given.trusted_keys), robot)
-        if policy.manifest.robot != robot:
-            raise UserError(
-                f"{given.bundle}: the bundle of '{policy.manifest.robot}', but this is '{robot}'; "
-                f"give that of '{robot}', or set robot:={policy.manifest.robot} if it is meant"
-            )
+        name = self._namespace.rpartition("/")[2]
+        trusted = trust(given.security, given.trusted_keys)
+        policy = load_policy(Path(given.bundle), trusted, whose_bundle(given, name) or None)
+        refuse_bundle_of_another(given, name, policy.manifest.robot)
         return policy
 
     def _settings(self, manifest: Manifest) -> RuntimeSettings:

@@ -264,6 +264,29 @@ def test_one_robot_is_planned_as_in_the_swarm(deployment):
     assert one == deployment.robots[1]
 
 
+@pytest.mark.parametrize("security", ["off", "enforce"])
+def test_the_bundle_of_another_robot_only_where_it_is_meant(
+    deployment, tmp_path, refusal, security
+):
+    """As the node does, which would otherwise end again and again."""
+    private, _, _ = make_keys(tmp_path / "keys" / "fleet")
+    for name in NAMES:
+        sign_bundle(tmp_path / "bundles" / name, read_private_key(private))
+    asked = SecurityPlan(security, "keys", allow_unsecured_middleware=True)
+    given = {"bundle": "bundles/robot_1", "robots": "robots", "security": asked}
+    message = refusal(plan_robot, "robot_2", **given)
+    assert "robot_1" in message
+    assert "robot_2" in message
+    path = tmp_path / "robots" / "robot_7.yaml"
+    write_parameters(path, "/robot_7/policy", robot="robot_1", robot_type="crawler")
+    assert plan_robot("robot_7", **given).parameters["robot"] == "robot_1"
+    path.unlink()
+    write_parameters(tmp_path / "robots" / "all.yaml", robot_type="crawler", robot="robot_1")
+    message = refusal(plan)
+    assert f"{tmp_path / 'bundles' / 'alpha'}: the bundle of 'alpha'" in message
+    assert "this is 'robot_1'" in message
+
+
 def test_sensor_maps_are_checked_against_the_bundle(deployment, tmp_path, refusal):
     types = tmp_path / "robots" / "types"
     write_parameters(types / "crawler.yaml", sensor_map="map.yaml")

@@ -292,3 +292,9 @@ def test_another_robots_bundle_is_refused(domain, node, bundles):
     child = node(bundles / "robot_1")
     assert child.wait(timeout=60) == 2
     assert "the bundle of 'robot_1', but this is 'robot_0'" in child.log.read_text()
+
+
+def test_a_node_without_a_namespace_is_told_how_to_get_one(domain, start_node, bundles):
+    child = start_node("policy_node", "-p", f"bundle:={bundles / 'robot_1'}")
+    assert child.wait(timeout=60) == 2
+    assert "start it with -r __ns:=/robot_1" in child.log.read_text()
