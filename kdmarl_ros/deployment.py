@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,13 @@ from kdmarl_core.team import Robot, Team, load_team
 from kdmarl_core.team_bundles import load_bundles, refuse_missing_bundles
 from kdmarl_ros import sros2, topics
 from kdmarl_ros.parameter_checks import check_blocks, check_values
-from kdmarl_ros.parameter_files import Value, refuse_strangers, robot_parameters, robots_folder
+from kdmarl_ros.parameter_files import (
+    Value,
+    refuse_strangers,
+    robot_parameters,
+    robots_folder,
+    where_set,
+)
 from kdmarl_ros.parameters import (
     BridgeParameters,
     PolicyParameters,
@@ -39,7 +45,6 @@ RECORDING = "recording.mcap"
 SIM_TIME = "use_sim_time"  # rclpy's own
 ALLOW_UNSECURED = "allow_unsecured_middleware"
 FASTDDS_PROFILES = "FASTDDS_DEFAULT_PROFILES_FILE"
-TOLD_ALIKE = ("mode", "rate_hz", "recorded")  # robots and the bridge
 
 
 class SecurityPlan(NamedTuple):
@@ -164,8 +169,7 @@ def plan_swarm(
         seed: base seed of the episodes.
         results: the bridge's results file.
         task: what the team must play; empty: whatever its file says.
-        overrides: parameters of every robot that win over its files; the bridge goes by its
-            `TOLD_ALIKE`, too.
+        overrides: parameters of every robot that win over its files.
         simulation: further parameters of the bridge, such as `SimulationSettings`.
         security: what is asked of bundles and of the middleware.
         recording: file that receives all messages of the run, if any.
@@ -193,11 +197,7 @@ def plan_swarm(
     policies = load_bundles(checked, folder, {robot.name: robot.trust for robot in planned})
     for robot, policy in zip(planned, policies, strict=True):
         refuse_bundle_of_another(robot.given, robot.name, policy.manifest.robot)
-    maps = {
-        robot.name: sensor_map
-        for robot, policy in zip(planned, policies, strict=True)
-        if (sensor_map := robot.sensor_map(policy.manifest))
-    }
+    timing = _timing(planned, [policy.manifest for policy in policies], files)
     processes = tuple(robot.process for robot in planned)
     environment = _middleware(recording is not None)
     bridge = Process(
@@ -210,7 +210,8 @@ def plan_swarm(
             "results": str(results.absolute()),
             "episodes": episodes,
             "seed": seed,
-            **{key: overrides[key] for key in TOLD_ALIKE if key in overrides},
+            **{key: overrides[key] for key in ("rate_hz", "recorded") if key in overrides},
+            **timing,
             **simulation,
             **({"security": security.level} if security.level else {}),
         },
@@ -237,7 +238,7 @@ def plan_swarm(
     deployment = Deployment(checked, processes, bridge, results, recorder, host=host)
     if security.level != "enforce":
         return deployment
-    keystore, warning = _keystore(sros2.team_rights(checked, maps), bridge, security)
+    keystore, warning = _keystore(sros2.team_rights(checked), bridge, security)
     enclosed = tuple(_enclosed(robot, keystore) for robot in processes)
     return replace(
         deployment,
@@ -369,6 +370,36 @@ def in_time(real_time: bool, rate_hz: float | None) -> dict[str, Value]:
     """When robots and bridge act, as far as it is not left to the parameter files."""
     told: dict[str, Value] = {"mode": "real_time"} if real_time else {}
     return told if rate_hz is None else told | {"rate_hz": rate_hz}
+
+
+def _timing(
+    robots: Sequence[_Robot], manifests: Sequence[Manifest], files: Path
+) -> dict[str, Value]:
+    """What the bridge is told of its robots' mode and rate, which must be alike.
+
+    Raises:
+        UserError: they are not, or a robot would listen to real sensors.
+    """
+    modes = [robot.given.mode for robot in robots]
+    rates = [
+        robot.given.rate_hz or manifest.rate_hz if robot.given.mode == "real_time" else 0.0
+        for robot, manifest in zip(robots, manifests, strict=True)
+    ]
+    for robot, mode, rate_hz in zip(robots, modes, rates, strict=True):
+        if robot.given.sensor_map:
+            raise UserError(
+                f"{where_set(robot.name, files, 'sensor_map')}: sensor_map: {robot.name} would "
+                "listen to real sensors, which no bridge publishes; start it with "
+                "robot.launch.py, or leave the map out"
+            )
+        for key, own, first in (("mode", mode, modes[0]), ("rate_hz", rate_hz, rates[0])):
+            if own != first:
+                setting = robot if key in robot.parameters else robots[0]
+                raise UserError(
+                    f"{where_set(setting.name, files, key)}: {key}: {own} of {robot.name} is not "
+                    f"{first} of {robots[0].name}, but one bridge plays for both; make them equal"
+                )
+    return {"mode": modes[0], "rate_hz": rates[0]} if modes[0] == "real_time" else {}
 
 
 class _Robot(NamedTuple):

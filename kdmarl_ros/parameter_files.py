@@ -34,13 +34,27 @@ def robot_parameters(robot: str, folder: Path) -> dict[str, Value]:
     Raises:
         UserError: a file is missing, names another node, or sets what the node does not take.
     """
+    merged: dict[str, Value] = {}
+    for values in _layers(robot, folder).values():
+        merged |= values
+    return merged
+
+
+def where_set(robot: str, folder: Path, name: str) -> Path:
+    """The file that decides on a parameter of a robot; `all`, if none sets it."""
+    setting = [path for path, values in _layers(robot, folder).items() if name in values]
+    return setting[-1] if setting else folder / ALL
+
+
+def _layers(robot: str, folder: Path) -> dict[Path, dict[str, Value]]:
+    """What each of a robot's files sets; later ones win."""
     shared = read_parameters(folder / ALL, f"/**/{topics.POLICY_NODE}")
+    layers = {folder / ALL: shared}
     own: dict[str, Value] = {}
-    path = folder / f"{robot}.yaml"
-    if path.is_file() or not shared.get("robot_type"):
-        own = read_parameters(path, f"/{robot}/{topics.POLICY_NODE}")
+    own_path = folder / f"{robot}.yaml"
+    if own_path.is_file() or not shared.get("robot_type"):
+        own = read_parameters(own_path, f"/{robot}/{topics.POLICY_NODE}")
     name = own.get("robot_type", shared.get("robot_type", ""))
-    of_type: dict[str, Value] = {}
     if name:
         path = folder / TYPES / f"{name}.yaml"
         of_type = read_parameters(path, f"/**/{topics.POLICY_NODE}")
@@ -49,7 +63,8 @@ def robot_parameters(robot: str, folder: Path) -> dict[str, Value]:
                 f"{path}: robot_type: '{of_type['robot_type']}' is not '{name}', which the file's "
                 "name says; remove it"
             )
-    return {**shared, **of_type, **own}
+        layers[path] = of_type
+    return layers | {own_path: own}
 
 
 def read_parameters(path: Path, node: str) -> dict[str, Value]:

@@ -290,15 +290,18 @@ def test_the_bundle_of_another_robot_only_where_it_is_meant(
 def test_sensor_maps_are_checked_against_the_bundle(deployment, tmp_path, refusal):
     types = tmp_path / "robots" / "types"
     write_parameters(types / "crawler.yaml", sensor_map="map.yaml")
-    message = refusal(plan)
+    given = {"bundle": "bundles/alpha", "robots": "robots"}
+    message = refusal(plan_robot, "alpha", **given)
     assert message.startswith("alpha: sensor_map: mode is lock_step")
     assert "real_time" in message
     write_parameters(types / "crawler.yaml", sensor_map="map.yaml", mode="real_time")
-    assert refusal(plan) == f"{types / 'map.yaml'}: no such file; check the path"
+    line = refusal(plan_robot, "alpha", **given)
+    assert line == f"{types / 'map.yaml'}: no such file; check the path"
     write_yaml(types / "map.yaml", MAP)
-    assert plan().robots[0].parameters["sensor_map"] == str(types / "map.yaml")
+    one = plan_robot("alpha", **given)
+    assert one.parameters["sensor_map"] == str(types / "map.yaml")
     write_yaml(types / "map.yaml", renamed(MAP, "blocks.others", "other"))
-    assert "unknown block 'other'" in refusal(plan)
+    assert "unknown block 'other'" in refusal(plan_robot, "alpha", **given)
 
 
 SECURITY = {
@@ -343,20 +346,21 @@ def test_enforced_security_needs_a_keystore_or_leave(deployment, tmp_path, refus
         tmp_path / "robots" / "types" / "crawler.yaml", mode="real_time", sensor_map="map.yaml"
     )
     write_yaml(tmp_path / "robots" / "types" / "map.yaml", MAP)
-    message = refusal(plan, security=leave._replace(keystore="keystore"))
-    assert "rt/alpha/cmd_vel" in message  # which that keystore does not give
+    given = {"bundle": "bundles/robot_1", "robots": "robots"}
+    keystore = leave._replace(keystore="keystore")
+    message = refusal(plan_robot, "robot_1", **given, security=keystore)
+    assert "rt/robot_1/cmd_vel" in message  # which that keystore does not give
     maps = sensor_maps(planned.team, "bundles", "robots")
     assert set(maps) == set(NAMES)
     make_keystore(
         tmp_path / "keystore", team_rights(planned.team, maps), ros_domain(os.environ), days=1
     )
     monkeypatch.setattr("kdmarl_ros.sros2.unsecured", lambda *probe: "no")
-    secured = plan(security=leave._replace(keystore="keystore"))
-    one = plan_robot(
-        "robot_1", bundle="bundles/robot_1", robots="robots",
-        security=leave._replace(keystore="keystore"),
-    )  # fmt: skip
-    assert one == secured.robots[1]
+    plan_robot("robot_1", **given, security=keystore)
+    write_parameters(tmp_path / "robots" / "types" / "crawler.yaml")
+    make_keystore(tmp_path / "keystore", rights, ros_domain(os.environ), days=1)
+    one = plan_robot("robot_1", **given, security=keystore)
+    assert one == plan(security=keystore).robots[1]
 
 
 def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
@@ -366,6 +370,28 @@ def test_real_time_and_its_rate_are_the_robots_and_the_bridges(deployment):
         assert process.parameters["rate_hz"] == 20.0
     assert "mode" not in plan().bridge.parameters
     assert "rate_hz" not in plan().bridge.parameters
+
+
+def test_what_the_robots_files_say_of_time_is_the_bridges_too(deployment, tmp_path, refusal):
+    shared, own = tmp_path / "robots" / "all.yaml", tmp_path / "robots" / "robot_1.yaml"
+    write_parameters(shared, robot_type="crawler", mode="real_time")  # the type has 5 Hz
+    for planned in (plan(), plan(hosted=True)):
+        assert planned.bridge.parameters["mode"] == "real_time"
+        assert planned.bridge.parameters["rate_hz"] == 5.0
+    assert plan(overrides={"rate_hz": 20.0}).bridge.parameters["rate_hz"] == 20.0
+    write_parameters(own, "/robot_1/policy", rate_hz=7.0)
+    message = refusal(plan)
+    assert message.startswith(f"{Path('robots') / own.name}: rate_hz: 7.0 of robot_1 is not 5.0")
+    assert plan(overrides={"rate_hz": 20.0}).bridge.parameters["rate_hz"] == 20.0
+    write_parameters(own, "/robot_1/policy", mode="lock_step")
+    message = refusal(plan)
+    assert message.startswith(f"{Path('robots') / own.name}: mode: lock_step of robot_1 is not ")
+
+
+def test_robots_on_real_sensors_have_no_bridge(deployment, tmp_path, refusal):
+    path = Path("robots") / "types" / "crawler.yaml"
+    write_parameters(path, mode="real_time", sensor_map="map.yaml")
+    assert refusal(plan).startswith(f"{path}: sensor_map: alpha would listen to real sensors")
 
 
 def test_a_recorded_run_is_told_to_all_that_send(deployment, tmp_path, monkeypatch):
