@@ -98,7 +98,7 @@ class PolicyNode(ManagedNode):
         self._compute_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._latency_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._floods: Counter[str] = Counter()
-        self._measured_ns: dict[str, int] = {}  # newest stamp of each mapped topic
+        self._measured_ns: dict[Subscription[Any], int] = {}  # newest stamp of each mapped topic
         self._out_of_order: Counter[str] = Counter()  # messages of mapped topics, not newer
         self._clock_reading, self._clock_moved_s = -1, 0.0
         # Steady time: a jump of the system clock or of simulated time must not disarm a timer.
@@ -345,6 +345,7 @@ class PolicyNode(ManagedNode):
         while self._entities:
             self._entities.pop()()
         self._sensors.clear()
+        self._measured_ns.clear()
         self._runtime = self._body = self._peers = None
 
     def _close_body(self) -> None:
@@ -398,15 +399,15 @@ class PolicyNode(ManagedNode):
         age_s = self._age_s(message)
         if age_s is None:
             return math.inf  # what bears no stamp is of no use
-        stamp, topic = message.header.stamp, subscription.topic_name
+        stamp = message.header.stamp
         measured_ns = stamp.sec * 10**9 + stamp.nanosec
-        newest_ns = self._measured_ns.get(topic)
+        newest_ns = self._measured_ns.get(subscription)
         # A newest one that is ahead of the clock is from before the clock was set back.
         set_back = newest_ns is None or newest_ns > self.get_clock().now().nanoseconds
         if not set_back and measured_ns <= newest_ns:
-            self._out_of_order[topic] += 1
+            self._out_of_order[subscription.topic_name] += 1
             return None
-        self._measured_ns[topic] = measured_ns
+        self._measured_ns[subscription] = measured_ns
         return age_s
 
     def _on_reading(self, reading: Reading) -> None:

@@ -339,6 +339,18 @@ def test_odometry_that_is_not_newer_is_dropped_unless_the_clock_was_set_back(wor
     base.until_at_full_speed()
 
 
+def test_a_topic_of_two_names_loses_neither_of_its_readers(world, robot, base):
+    """The base's own and, as another name of the same topic, what its heading is read from."""
+    heading = {
+        "topic": "/robot_0/odom", "type": "nav_msgs/msg/Odometry",
+        "heading": "pose.pose.orientation", "ahead_m": 0.5,
+    }  # fmt: skip
+    document = changed(MAP, "command.differential", heading)
+    base.age_s = 0.0
+    robot(changed(document, "command.fields", ["linear.x", "angular.z"]), "-p", "stamps:=header")
+    base.until_at_full_speed()
+
+
 def test_what_is_wrong_around_a_base_is_said(world, robot, base, domain):
     said = []
     world.hear(DiagnosticArray, "/diagnostics", lambda m: said.extend(m.status))
