@@ -43,7 +43,7 @@ class Console:
         self._asked: dict[str, bool] = {}  # by whom: the newest that is not recorded yet
         self._recorder: threading.Thread | None = None  # while it has anything to do
         self._told = self._stops.stopped
-        self.trouble = ""  # why a stop will not outlive the process
+        self.trouble = ""  # what became of a request that could not be recorded
         self._override: oversight.Override | None = None
         self.refused_overrides = 0
         self._stopped_topic = node.create_publisher(
@@ -155,7 +155,7 @@ class Console:
                     del self._asked[who]
                 self.trouble = trouble
                 if trouble:
-                    self._logger.error(f"the stop will not outlive this process: {trouble}")
+                    self._logger.error(trouble)
                 self._tell()
 
     def _tell(self) -> None:

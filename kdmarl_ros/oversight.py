@@ -59,8 +59,8 @@ class StopLatch:
     def set(self, who: str, stopped: bool) -> str:
         """Stop, or release what the same one has stopped.
 
-        Returns why this will not outlive the process, or nothing. A stop that cannot be kept is
-        a stop nevertheless; a release that cannot be kept is none.
+        Returns what became of a request that could not be kept, and why, or nothing. A stop that
+        cannot be kept is a stop nevertheless; a release that cannot be kept is none.
         """
         if self.says(who, stopped):
             return ""
@@ -72,7 +72,10 @@ class StopLatch:
             self._keep(wanted)
         except OSError as error:
             self._kept = not stopped and self._kept
-            return f"{self.path}: cannot be written ({error.strerror})"
+            why = f"{self.path}: cannot be written ({error.strerror})"
+            if not stopped and who in self._since:
+                return f"it stays stopped, since its release cannot be kept: {why}"
+            return f"the stop will not outlive this process: {why}"
         self._since, self._kept = wanted, True
         return ""
 

@@ -601,7 +601,7 @@ class PolicyNode(ManagedNode):
         if self._body and (trouble := self._body.trouble()):
             found.append(trouble)
         if self._console.trouble:
-            found.append(f"the stop will not outlive this process: {self._console.trouble}")
+            found.append(self._console.trouble)
         return found
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -427,7 +428,25 @@ def test_a_stop_that_cannot_be_recorded_is_reported_later(tmp_path):
     robot.hear(topics.EMERGENCY_STOP, True)
     assert robot.console.recorded(10.0)
     assert robot.console.stopped
+    assert robot.console.trouble.startswith("the stop will not outlive this process: ")
     assert "cannot be written" in robot.console.trouble
+
+
+def test_a_release_that_cannot_be_recorded_is_none_and_said_so(tmp_path, monkeypatch):
+    robot = Robot(tmp_path)
+    assert robot.serve(True).success
+
+    def fail(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    answer = robot.serve(False)
+    assert not answer.success
+    assert answer.message.startswith("stopped by service since")
+    assert robot.console.stopped
+    said = f"it stays stopped, since its release cannot be kept: {robot.path}: cannot be written"
+    assert said in answer.message
+    assert robot.console.trouble.startswith(said)
 
 
 def test_an_override_ends_by_itself():
