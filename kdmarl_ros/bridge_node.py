@@ -227,9 +227,9 @@ class BridgeNode(Node):
             self._draw(choices, actions)
             view, reward, done, outcome = self._env.step(actions)
             record.team_return += reward
+            self._tell(index, step, reward, done, outcome)
             step += 1
             self._steps += 1
-            self._tell(index, step, reward, done, outcome)
         return results.EpisodeResult(
             team=self._team.name,
             models=tuple(link.model for link in self._links),
