@@ -114,10 +114,12 @@ def refuse_undeclared(node: Node) -> None:
     declared = node.list_parameters([], 0).names
     # rclpy has no public way to ask what was given.
     for name in node._parameter_overrides:
-        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+        if not node.has_parameter(name):
+            remedy = did_you_mean(name, declared)
+            if name.startswith("qos_overrides."):
+                remedy = "QoS is fixed, but for a policy's sensor_reliability; remove it"
             raise UserError(
-                f"{node.get_fully_qualified_name()}: unknown parameter '{name}'; "
-                f"{did_you_mean(name, declared)}"
+                f"{node.get_fully_qualified_name()}: unknown parameter '{name}'; {remedy}"
             )
 
 

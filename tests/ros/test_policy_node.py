@@ -197,6 +197,10 @@ def test_parameters_are_described_and_read_only(sensors, node):
         (["-p", "limits.velocity:=[2.0]"], ["limits.velocity", "two numbers"]),
         (["-p", "limits.velocty:=[1.0, 2.0]"], ["limits.velocty", "limits.velocity"]),
         (["-p", "timout_s:=1.0"], ["timout_s", "timeout_s"]),
+        (
+            ["-p", "qos_overrides./robot_0/action.publisher.reliability:=best_effort"],
+            ["unknown parameter 'qos_overrides./robot_0/action", "sensor_reliability"],
+        ),
         (["-p", "on_stall:=zero"], ["on_stall", "zero", "safe_action"]),
         (
             ["-p", "on_stall:=other_action", "-p", "stall_action:=lft"],
