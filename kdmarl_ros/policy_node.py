@@ -39,7 +39,7 @@ from kdmarl_ros.parameters import (
     whose_bundle,
 )
 from kdmarl_ros.peer_link import PeerLink
-from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings
+from kdmarl_ros.policy_runtime import Decision, PolicyRuntime, RuntimeSettings, Status
 from kdmarl_ros.qos import NO_EVENTS
 from kdmarl_ros.safety import (
     FUTURE_S,
@@ -438,15 +438,22 @@ class PolicyNode(ManagedNode):
         self._watch_clock(now_s)
         if self._watchdog.check(now_s):
             self._publish(self._runtime.stall(now_s))
-        elif self._watchdog.tripped and self._given.on_stall == "hold_then_safe":
+        elif (
+            self._watchdog.tripped
+            and self._given.on_stall == "hold_then_safe"
+            and self._console.overridden() is None
+        ):
             decision = self._runtime.stall(now_s)
             if self._last is None or decision.action != self._last.action:
                 self._publish(decision)
 
     def _check_inputs(self) -> None:
-        """In real time: a failure of the inputs does not wait for the period's end."""
+        """In real time: a failure of the inputs does not wait for the period's end.
+
+        A person who chooses the actions does not need them.
+        """
         acting = self._active and self._last is not None and not self._last.safe
-        if acting and self._runtime is not None:
+        if acting and self._runtime is not None and self._console.overridden() is None:
             now_s = time.monotonic()
             if self._runtime.troubles(now_s):
                 self._publish(self._runtime.stall(now_s))
@@ -490,8 +497,8 @@ class PolicyNode(ManagedNode):
         self._send(decision)
         if told is not None and self._given.mode == "real_time":
             self._peers.tell(told)
-        self._compute_s.append(decision.compute_s)
-        if not decision.safe:
+        if decision.status == Status.POLICY:
+            self._compute_s.append(decision.compute_s)
             self._latency_s.append(time.monotonic() - self._runtime.newest_received_s())
         self._peers.fetch()
 

@@ -203,6 +203,30 @@ def test_a_person_flies_as_long_as_commands_come(sensors, node):
     sensors.until(lambda: sensors.actions[-1].status == POLICY, meanwhile=lambda: fly(-1))
 
 
+@pytest.mark.ros
+def test_a_person_who_flies_a_robot_that_senses_nothing_flies_it_at_its_rate(sensors, node):
+    rate_hz = 2.0
+    node("-p", "mode:=real_time", "-p", f"rate_hz:={rate_hz}", "-p", "timeout_s:=0.1")
+    sensors.until_listened_to()
+    publisher = sensors.publisher(Int32, topics.OVERRIDE, qos.COMMAND)
+
+    def flown():
+        return [a.header.stamp for a in sensors.actions if a.status == OVERRIDE]
+
+    sensors.until(lambda: len(flown()) >= 6, meanwhile=lambda: publisher.publish(Int32(data=4)))
+    first, *_, last = (stamp.sec + stamp.nanosec / 1e9 for stamp in flown())
+    assert len(flown()) <= (last - first) * rate_hz + 2
+    # Nor is what a person or nobody chose among the policy's figures.
+    publisher.publish(Int32(data=-1))
+    sensors.until_reported("waiting for")
+    assert sensors.values()["latency_p99_ms"] == "0.000"
+    sensors.until_acting()
+    sensors.actions.clear()
+    sensors.until(lambda: len([a for a in sensors.actions if a.status == SAFE]) > 8)
+    sensors.until_reported("stale")
+    assert float(sensors.values()["compute_p50_ms"]) > 0
+
+
 # Row 30
 
 
