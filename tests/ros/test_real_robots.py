@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import ANY, MagicMock, call
@@ -373,15 +374,58 @@ def test_what_is_wrong_around_a_base_is_said(world, robot, base, domain):
     second = world.node.create_publisher(Odometry, "/robot_0/odom", QoSProfile(depth=1))
     assert until_said("/robot_0/odom: 2 publishers").level == b"\x02"
     # A flood of the same topic rests, and is counted.
-    flood = world.node.create_timer(0.0, lambda: second.publish(Odometry()))
+    ended = threading.Event()
+
+    def flood():
+        while not ended.wait(1e-4):
+            second.publish(Odometry())
+
+    flooder = threading.Thread(target=flood)
+    flooder.start()
 
     def flooded():
         return any(
             v.key == "flooded//robot_0/odom" and int(v.value) for s in said for v in s.values
         )
 
-    world.until(flooded)
-    flood.cancel()
+    try:
+        world.until(flooded)
+    finally:
+        ended.set()
+        flooder.join()
+
+
+def test_a_sensor_of_1000_hz_is_no_flood(world, robot, base):
+    counts = []
+
+    def see(message):
+        for status in message.status:
+            counts.append([v.key for v in status.values if v.key.startswith("flooded/")])
+
+    world.hear(DiagnosticArray, "/diagnostics", see)
+    robot()
+    base.until_at_full_speed()
+    fast = world.node.create_publisher(Odometry, "/robot_0/odom", QoSProfile(depth=1))
+    base.alive = False
+    sending = threading.Event()
+
+    def send():
+        begun = time.monotonic()
+        for index in itertools.count():
+            if sending.wait(max(begun + index / 1000 - time.monotonic(), 0.0)):
+                return
+            fast.publish(Odometry())
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        counts.clear()
+        world.until(lambda: len(counts) > 3)
+    finally:
+        sending.set()
+        sender.join()
+    assert counts == [[]] * len(counts)
+    assert base.speeds[-1] == 1.0
 
 
 def test_deactivation_brakes_then_falls_silent(world, robot, base):
