@@ -19,6 +19,7 @@ from kdmarl_ros.sros2 import (
     make_keystore,
     ros_domain,
     team_rights,
+    unsecured,
 )
 from kdmarl_ros.sros2 import keystore as keystore_files
 
@@ -210,6 +211,13 @@ def test_an_altered_document_is_not_verified(keystore):
 
 def test_a_keystore_of_the_team_is_accepted(keystore, team):
     check_keystore(keystore, team_rights(team), DOMAIN)
+
+
+def test_a_middleware_that_is_tried_in_vain_is_one_line(keystore, refusal, monkeypatch):
+    monkeypatch.setattr("kdmarl_ros.sros2.middleware.PROBE_TIMEOUT_S", 0.01)
+    message = refusal(unsecured, keystore, "robot_1", "policy", "robot_1")
+    assert message.startswith("enclave robot_1: ")
+    assert "after 0.01 s" in message
 
 
 def test_a_renewed_keystore_keeps_its_authority(keystore, team):

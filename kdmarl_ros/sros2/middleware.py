@@ -39,6 +39,9 @@ def unsecured(keystore: Path, enclave: str, node: str, namespace: str) -> str | 
 
     A node must come up in its enclave, and must not in one whose permissions were damaged: a
     middleware that never looks at a keystore fails the second.
+
+    Raises:
+        UserError: that took too long to tell.
     """
     import shutil
     import tempfile
@@ -69,14 +72,20 @@ print(json.dumps(refused))
 
 
 def _try_node(keystore: Path, enclave: str, node: str, namespace: str) -> str | None:
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, f"/{enclave}", node, namespace],
-        env=os.environ | environment(keystore),
-        capture_output=True,
-        text=True,
-        timeout=PROBE_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, f"/{enclave}", node, namespace],
+            env=os.environ | environment(keystore),
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"enclave {enclave}: whether the middleware secures topics was not known after "
+            f"{PROBE_TIMEOUT_S:g} s; try again when the machine is less busy"
+        ) from None
     try:
         refused: str | None = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
