@@ -262,8 +262,9 @@ def test_messages_that_cannot_be_used_are_named(tmp_path, refusal):
     message = refusal(replayed, tmp_path / "run.mcap", feed_forward())
     assert "/robot_0/sensors/position" in message
     header = Channel(ACTION, "std_msgs/msg/Header", qos.ACTION)
-    with RecordingWriter(tmp_path / "run.mcap", [header], {}) as writer:
-        writer.write(0, bytes(serialize_message(Header())), 0, 0)
+    writer = RecordingWriter(tmp_path / "run.mcap", [header], {})
+    writer.write(0, bytes(serialize_message(Header())), 0, 0)
+    writer.close()
     message = refusal(replayed, tmp_path / "run.mcap", feed_forward())
     assert "std_msgs/msg/Header" in message
 
