@@ -147,7 +147,6 @@ class PolicyNode(ManagedNode):
     # Transitions
 
     def _configure(self) -> None:
-        self._cleanup()
         self._failure = ""
         given = self._given
         refuse_open_middleware(

