@@ -163,6 +163,16 @@ def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
                 f"{target}: holds no {marker}, so it was not written by this command and is not "
                 "replaced; give another --output"
             )
+    refuse_unwritable(target)
+
+
+def refuse_unwritable(target: Path) -> None:
+    """Refuse a place to write to before a long run finds that nothing can be written there.
+
+    Raises:
+        UserError: neither file nor folder could be made there.
+    """
+    with _refusing_to_write(target):
         existing = next(parent for parent in target.absolute().parents if parent.exists())
         # Permission bits do not tell the whole truth: try it.
         tempfile.TemporaryDirectory(prefix=".kdmarl.", dir=existing).cleanup()
@@ -192,7 +202,7 @@ def _refusing_to_write(target: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{target}: cannot be written ({reason}); give another --output or free the folder"
+            f"{target}: cannot be written ({reason}); name another place, or make room in this one"
         ) from None
 
 

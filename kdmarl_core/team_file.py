@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kdmarl_core.bundle import check_format
 from kdmarl_core.errors import UserError
-from kdmarl_core.files import config_file, share_folder
+from kdmarl_core.files import config_file
 from kdmarl_core.schema import (
     check_at_least,
     check_at_most,
@@ -172,11 +172,6 @@ class TeamFile:
     robots: dict[str, RobotEntry]
     students: str = ""  # the team whose students fly, robot by robot and again; empty: its own
     recipe: str = "distil"  # how students are distilled: config/training/<recipe>.yaml, or a path
-
-
-def team_names() -> list[str]:
-    """Teams that ship."""
-    return sorted(path.stem for path in (share_folder() / "config" / "teams").glob("*.yaml"))
 
 
 find_team_file = functools.partial(config_file, "team", "teams/*.yaml")

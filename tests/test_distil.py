@@ -1,6 +1,7 @@
 """Distillation from end to end, through the command, and gone on with after an interruption."""
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import math
@@ -21,6 +22,7 @@ from helpers import (
     write_teacher,
     write_yaml,
 )
+from safetensors import SafetensorError
 
 from kdmarl_core.bundle import BundlePolicy, read_bundle
 from kdmarl_core.distil import run as distil_run
@@ -102,6 +104,16 @@ def straight(tmp_path_factory):
 def models(folder):
     """The models of all robots, byte for byte."""
     return [(folder / robot / "model.onnx").read_bytes() for robot in ROBOTS]
+
+
+def nothing_to_fill(*arguments):
+    """In the place of what fills a buffer that is not to be filled."""
+    raise AssertionError("the buffer was made")
+
+
+def checkpoints(left):
+    """Those of runs of the team with seed 0, among the files that a command left."""
+    return [path for path in left if fnmatch.fnmatch(path, f"runs/distil/trio-0-*/{CHECKPOINT}")]
 
 
 # The command
@@ -202,10 +214,6 @@ def test_a_buffer_is_written_once_and_then_read(distil_command, tmp_path, straig
     file = tmp_path / "work" / "experts" / "buffer.safetensors"
     assert distil_command("--output", "written", "--buffer", file).code == 0
     content = file.read_bytes()
-
-    def nothing_to_fill(*arguments):
-        raise AssertionError("the buffer was made again")
-
     monkeypatch.setattr(distil_run, "fill_buffer", nothing_to_fill)
     assert distil_command("--output", "read", "--buffer", file).code == 0
     assert file.read_bytes() == content
@@ -213,18 +221,37 @@ def test_a_buffer_is_written_once_and_then_read(distil_command, tmp_path, straig
     assert models(tmp_path / "work" / "read") == straight
 
 
+def test_where_no_buffer_can_be_written_none_is_filled(distil_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(distil_run, "fill_buffer", nothing_to_fill)
+    refused = distil_command("--output", "bundles", "--buffer", tmp_path / "trio.yaml" / "buffer")
+    assert refused.code == 2
+    assert f"{tmp_path / 'trio.yaml' / 'buffer'}: cannot be written" in refused.err
+    assert not [path for path in refused.left if "bundles" in path]
+
+
+def test_a_disk_that_is_full_is_one_line(distil_command, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("kdmarl_core.distil.expert_buffer.save_file", full)
+    refused = distil_command("--output", "bundles", "--buffer", tmp_path / "buffer")
+    assert refused.code == 2
+    for word in (f"kdmarl: {tmp_path / 'buffer'}: cannot be written", "No space left", "place"):
+        assert word in refused.err
+    assert not (tmp_path / "buffer").exists()
+
+
 def test_an_interrupted_command_goes_on(distil_command, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 5))
         stopped = distil_command("--output", "resumed")
-    checkpoint = f"runs/distil/trio-0/{CHECKPOINT}"
     assert stopped.code == 130
     assert "go on with --resume" in " ".join(stopped.err.split())
-    assert checkpoint in stopped.left
+    assert len(checkpoints(stopped.left)) == 1
     assert "resumed" not in stopped.left
     resumed = distil_command("--output", "resumed", "--resume")
     assert resumed.code == 0, resumed.err
-    assert checkpoint not in resumed.left
+    assert checkpoints(resumed.left) == []
     assert models(tmp_path / "work" / "resumed") == straight
 
 
@@ -245,23 +272,50 @@ def test_what_was_interrupted_while_it_played_is_not_learned_again(
         monkeypatch.setattr(f"kdmarl_core.distil.run.{name}", nothing_to_learn)
     resumed = distil_command("--output", "resumed", "--resume")
     assert resumed.code == 0, resumed.err
-    assert f"runs/distil/trio-0/{CHECKPOINT}" not in resumed.left
+    assert checkpoints(resumed.left) == []
     assert models(tmp_path / "work" / "resumed") == straight
 
 
 def test_a_checkpoint_that_was_promised_is_not_begun_anew(distil_command, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 5))
-        assert distil_command("--output", "first").code == 130
-    path = tmp_path / "work" / "runs" / "distil" / "trio-0" / CHECKPOINT
-    content = path.read_bytes()
-    other = ("--output", "other", "--set", "offline.updates=3")
-    refused = distil_command(*other)
+        stopped = distil_command("--output", "first")
+    assert stopped.code == 130
+    (place,) = checkpoints(stopped.left)
+    content = (tmp_path / "work" / place).read_bytes()
+    refused = distil_command("--output", "other")
     assert refused.code == 2
-    for word in ("runs/distil/trio-0", "--resume", "--overwrite"):
+    for word in (place.removesuffix(f"/{CHECKPOINT}"), "--resume", "--overwrite"):
         assert word in refused.err
-    assert path.read_bytes() == content
-    assert distil_command(*other, "--overwrite").code == 0
+    assert (tmp_path / "work" / place).read_bytes() == content
+    assert distil_command("--output", "other", "--overwrite").code == 0
+
+
+def test_runs_of_one_team_and_seed_are_kept_apart(distil_command, tmp_path, straight, monkeypatch):
+    """Another recipe neither meets nor removes the checkpoint of a run that was interrupted."""
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 5))
+        stopped = distil_command("--output", "resumed")
+    kept = checkpoints(stopped.left)
+    other = distil_command("--output", "other", "--set", "offline.updates=3")
+    assert other.code == 0, other.err
+    assert checkpoints(other.left) == kept
+    assert distil_command("--output", "resumed", "--resume").code == 0
+    assert models(tmp_path / "work" / "resumed") == straight
+
+
+@pytest.mark.parametrize("changed", [("--seed", "1"), ("--set", "offline.updates=3")])
+def test_what_was_never_begun_is_not_resumed(distil_command, monkeypatch, changed):
+    """A mistyped seed would begin anew, and take hours where minutes are expected."""
+    with monkeypatch.context() as patch:
+        patch.setattr(distil_run, "learn_offline", interrupting(learn_offline, 5))
+        stopped = distil_command("--output", "first")
+    (place,) = checkpoints(stopped.left)
+    refused = distil_command("--output", "first", "--resume", *changed)
+    assert refused.code == 2
+    for word in ("no checkpoint", "--resume", place.removesuffix(f"/{CHECKPOINT}")):
+        assert word in refused.err
+    assert checkpoints(refused.left) == [place]
 
 
 def test_no_checkpoint_is_promised_where_there_is_none(distil_command, monkeypatch):

@@ -13,10 +13,10 @@ from kdmarl_core.teacher.mappo import load_recipe as load_training_recipe
 from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
 from kdmarl_core.team import load_team
-from kdmarl_core.team_file import team_names
 from kdmarl_ros.parameter_files import robot_parameters
 
 SHARE = share_folder()
+TEAMS = sorted(path.stem for path in (SHARE / "config" / "teams").glob("*.yaml"))
 TRAINING = sorted((SHARE / "config" / "training").glob("*.yaml"))
 SPECS = {spec.slug: spec for spec in (make_task(name).spec for name in task_names())}
 TEACHERS = sorted(card.parent for card in (SHARE / "models").glob(f"*/{CARD}"))
@@ -24,12 +24,12 @@ ROBOTS = SHARE / "config" / "robots"
 
 
 def test_there_is_something():
-    assert team_names()
+    assert TEAMS
     assert TRAINING
     assert TEACHERS
 
 
-@pytest.mark.parametrize("name", team_names())
+@pytest.mark.parametrize("name", TEAMS)
 def test_teams(name):
     load_recipe(load_team(name).recipe)
 
@@ -37,7 +37,7 @@ def test_teams(name):
 def test_every_row_of_the_results_can_be_made():
     plan = load_plan()
     for task in plan.tasks.values():
-        assert set(task.teams) <= set(team_names())
+        assert set(task.teams) <= set(TEAMS)
     for name, changes in plan.messages.teams.items():
         for how in plan.messages.variants_of(name).values():
             team = load_team(name, (*changes, *how.team))
@@ -46,18 +46,18 @@ def test_every_row_of_the_results_can_be_made():
 
 def test_every_team_has_its_teacher():
     shipped = {folder.name for folder in TEACHERS}
-    for team in map(load_team, team_names()):
+    for team in map(load_team, TEAMS):
         assert team.teacher in shipped
         load_teacher(find_teacher(team.teacher), team.students.task.spec)
 
 
 def test_every_robot_has_its_parameters():
-    for robot in {robot.name for name in team_names() for robot in load_team(name).robots}:
+    for robot in {robot.name for name in TEAMS for robot in load_team(name).robots}:
         parameters = robot_parameters(robot, ROBOTS)
         assert (parameters["robot_type"], parameters["mode"]) == ("simulated", "lock_step")
 
 
-LIMITED = [name.removesuffix("_lha") for name in team_names() if name.endswith("_lha")]
+LIMITED = [name.removesuffix("_lha") for name in TEAMS if name.endswith("_lha")]
 
 
 @pytest.mark.parametrize("full", LIMITED)

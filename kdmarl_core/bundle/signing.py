@@ -125,10 +125,14 @@ def make_keys(stem: Path) -> tuple[Path, Path, str]:
     """Write a new pair of keys; returns the private file, the public file and the key's id.
 
     Raises:
-        UserError: one of the files exists already, or cannot be written, or `cryptography` is not
-            installed.
+        UserError: `stem` ends without a name; or one of the files exists already, or cannot be
+            written; or `cryptography` is not installed.
     """
     _require_library(stem)
+    if stem.name in ("", ".."):
+        raise UserError(
+            f"'{stem}': is no name for a pair of keys; give one, such as {stem / 'fleet'}"
+        )
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kdmarl_core.distil.run import DistilledTeam
 
 
+RUNS = Path("runs") / "distil"  # what was begun, each by all that decides it
+
 # Of the students' episodes: a few that last long are no reason to sample longer ones.
 CUT_SHARE = 0.05
 
@@ -38,7 +40,11 @@ def add_command(commands: Any) -> None:
         help="learn from this policy of `kdmarl train --team`, "
         "which senses what the robots do and, if it hears, those whom they hear",
     )
-    parser.add_argument("--recipe", metavar="FILE", help="default: the team file's recipe")
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="one that ships, or a YAML file (default: the team file's)",
+    )
     add_list(parser, "--set", metavar="KEY=VALUE", help="values of the recipe to change")
     add_list(parser, "--without", metavar="TERM", help="terms to switch off (ablation)")
     parser.add_argument(
@@ -122,12 +128,21 @@ def run_distil(
     work = Work(team, frozen, card, how, seed, between)
     spec, roles = team.task.spec, how.roles
     folder = Path(output) if output else bundles_folder(team.name)
-    checkpoints = Path("runs") / "distil" / f"{team.name}-{seed}"
+    identity = work.identity(planned_buffer(work))
+    checkpoints = RUNS / f"{team.name}-{seed}-{identity[:8]}"
     refuse_existing(folder, BUNDLES, overwrite=overwrite)
-    if (checkpoints / CHECKPOINT).is_file() and not (resume or overwrite):
+    kept = (checkpoints / CHECKPOINT).is_file()
+    if kept and not (resume or overwrite):
         raise UserError(
             f"{checkpoints}: holds the checkpoint of a run that was interrupted; go on with "
             "--resume, or give --overwrite to begin anew"
+        )
+    if resume and not kept:
+        others = sorted(str(path.parent) for path in RUNS.glob(f"{team.name}-*/{CHECKPOINT}"))
+        raise UserError(
+            f"{checkpoints}: no checkpoint of this team, teacher, recipe and seed; give those of "
+            f"the run that was interrupted ({', '.join(others) or 'there is none'}), or leave "
+            "out --resume"
         )
     prepare_training(threads)
     with progress_bar() as bar:

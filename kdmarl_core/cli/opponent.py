@@ -24,7 +24,9 @@ def add_command(commands: Any) -> None:
         "opponent", help="train a task's opponent against a team of its own"
     )
     parser.add_argument("task", help="a task with an opponent, such as mpe/simple_adversary")
-    parser.add_argument("--recipe", metavar="FILE", help="default <task>_opponent.yaml")
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="one that ships, or a YAML file (default <task>_opponent)"
+    )
     parser.add_argument("--env-steps", type=positive, help="instead of the recipe's")
     parser.add_argument(
         "--episodes", type=positive, default=1000, help="to evaluate (default 1000)"
@@ -46,7 +48,7 @@ def train_opponent(arguments: argparse.Namespace) -> None:
     from kdmarl_core.teacher.self_play import match_returns, self_play
 
     task = task_with_opponent(arguments.task)
-    recipe = chosen_recipe(arguments, task, "_opponent")
+    recipe, where = chosen_recipe(arguments, task, "_opponent")
     folder = Path(arguments.output or f"runs/opponent/{task.spec.slug}-{arguments.seed}")
     refuse_existing(folder, CARD, overwrite=arguments.overwrite)
     prepare_training(arguments.threads)
@@ -57,7 +59,7 @@ def train_opponent(arguments: argparse.Namespace) -> None:
             shown = f"team {team_return:.2f} opponent {opponent_return:.2f}"
             bar.update(line, completed=iteration, figures=shown)
 
-        trained = self_play(task.make_match, recipe, arguments.seed, report)
+        trained = self_play(task.make_match, recipe, arguments.seed, report, where)
     returns = match_returns(task.make_match, trained, arguments.episodes, arguments.seed)
     card = OpponentCard(
         task=task.spec.name,

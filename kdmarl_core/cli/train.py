@@ -18,7 +18,7 @@ from kdmarl_core.cli.common import (
     print_json,
     progress_bar,
 )
-from kdmarl_core.errors import UserError
+from kdmarl_core.errors import UserError, naming
 from kdmarl_core.teacher.architecture import Network
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def add_command(commands: Any) -> None:
         "train", help="train a teacher with MAPPO, or the bound of a team's restriction"
     )
     parser.add_argument("task", help="a task of `kdmarl tasks`, such as mpe/simple_spread")
-    parser.add_argument("--recipe", metavar="FILE", help="default config/training/<task>.yaml")
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="one that ships, or a YAML file (default <task>)"
+    )
     parser.add_argument(
         "--team",
         help="train on what the robots of this team sense and hear: the bound of its restriction",
@@ -62,9 +64,11 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 
     task = make_task(arguments.task)
     team = _team(arguments, task)
-    recipe = chosen_recipe(arguments, task)
+    recipe, where = chosen_recipe(arguments, task)
     if team or arguments.network:
         recipe = recipe.with_network(arguments.network or "gru")
+    if arguments.network:
+        where += f" with --network {arguments.network}"
     name = f"{task.spec.slug}-{team.name}" if team else task.spec.slug
     folder = Path(arguments.output or f"runs/train/{name}-{arguments.seed}")
     prepare_training(arguments.threads)
@@ -91,10 +95,11 @@ def train_teacher(arguments: argparse.Namespace) -> None:
                 team=team,
                 resume=arguments.resume,
                 report=report,
-                where=arguments.recipe or "recipe",
+                where=where,
             )
         except KeyboardInterrupt:
-            console.print(f"checkpoint kept in {folder}; go on with --resume")
+            if (folder / CHECKPOINT).is_file():
+                console.print(f"checkpoint kept in {folder}; go on with --resume")
             raise
     player = TeacherPlayer(teacher, task.spec)
     played = list(play(task.make_reference(), player, arguments.episodes, arguments.seed))
@@ -129,26 +134,32 @@ def train_teacher(arguments: argparse.Namespace) -> None:
         )
 
 
-def chosen_recipe(arguments: argparse.Namespace, task: Task, suffix: str = "") -> Recipe:
+def chosen_recipe(
+    arguments: argparse.Namespace, task: Task, suffix: str = ""
+) -> tuple[Recipe, str]:
     """The recipe that the arguments ask for; by default the one shipped as `<task><suffix>`.
+
+    Returns it with what is to be named in errors: the file, and what was changed of it.
 
     Raises:
         UserError: the file is missing or malformed, or is for another task.
     """
     import dataclasses
 
-    from kdmarl_core.teacher.mappo import load_recipe, shipped_recipe
+    from kdmarl_core.teacher.mappo import load_recipe, recipe_file, shipped_recipe
 
-    path = Path(arguments.recipe or shipped_recipe(task.spec, suffix))
+    path = recipe_file(arguments.recipe) if arguments.recipe else shipped_recipe(task.spec, suffix)
     if not (arguments.recipe or path.is_file()):
         raise UserError(
             f"{task.spec.name}: no recipe ships for this task; give --recipe FILE, such as one of "
             f"{path.parent} with another 'task'"
         )
-    recipe = load_recipe(path, task.spec)
+    recipe, where = load_recipe(path, task.spec), str(path)
     if arguments.env_steps is not None:
-        recipe = dataclasses.replace(recipe, env_steps=arguments.env_steps)
-    return recipe
+        where += f" with --env-steps {arguments.env_steps}"
+        with naming(where):
+            recipe = dataclasses.replace(recipe, env_steps=arguments.env_steps)
+    return recipe, where
 
 
 def _team(arguments: argparse.Namespace, task: Task) -> Team | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -153,7 +154,11 @@ def unpacked(bits: Tensor, features: int) -> Tensor:
 
 
 def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
-    """Write a buffer (safetensors); the file appears complete or not at all."""
+    """Write a buffer (safetensors); the file appears complete or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or has no room for it.
+    """
     tensors = buffer.labels._asdict() | {
         "projection": buffer.projection,
         "observation": buffer.observation,
@@ -162,7 +167,10 @@ def save_buffer(buffer: ExpertBuffer, path: Path) -> None:
         tensors["shown"] = buffer.shown
     origin = json.dumps(dataclasses.asdict(buffer.origin))
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, {"origin": origin})
+        try:
+            save_file(tensors, temporary, {"origin": origin})
+        except SafetensorError as error:  # of the disk, with the system's reason in it
+            raise OSError(str(error)) from None
 
 
 def load_buffer(path: Path, spec: TaskSpec, card: TeacherCard, roles: int) -> ExpertBuffer:

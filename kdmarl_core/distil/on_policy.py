@@ -38,6 +38,12 @@ def message_steps(rollout_steps: int) -> int:
 
 def refuse_short_parts(rollout_steps: int, delay_steps: int) -> None:
     """Raise a `UserError` if gradients could not follow messages so late through any part."""
+    if delay_steps >= MESSAGE_STEPS:
+        raise UserError(
+            f"robots: messages: delay_steps: gradients follow messages through {MESSAGE_STEPS} "
+            f"steps at most, so that none is trained that arrives {delay_steps} steps late; lower "
+            "delay_steps"
+        )
     parts = message_steps(rollout_steps)
     if parts <= delay_steps:
         better = math.ceil(rollout_steps / MESSAGE_STEPS) * MESSAGE_STEPS

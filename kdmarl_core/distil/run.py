@@ -56,7 +56,7 @@ from kdmarl_core.evaluate import (
     scores,
 )
 from kdmarl_core.export import check_agreement, student_model
-from kdmarl_core.files import atomic_folder
+from kdmarl_core.files import atomic_folder, refuse_unwritable
 from kdmarl_core.metrics import Interval, Returns, normalised_retention
 from kdmarl_core.resources.count import count
 from kdmarl_core.seeding import derive_seed
@@ -136,7 +136,8 @@ def distil(
 
     Raises:
         UserError: a loss is not finite, and the checkpoint is what was good last; or checkpoint or
-            buffer are damaged or of other work; or there would be more environments than may be.
+            buffer are damaged or of other work; or the buffer cannot be written; or there would be
+            more environments than may be.
         KeyboardInterrupt: after a checkpoint was written.
     """
     team, recipe, seed = work.team, work.recipe, work.seed
@@ -152,6 +153,8 @@ def distil(
     kept = None
     if buffer_file is not None and buffer_file.exists():
         kept = load_buffer(buffer_file, team.task.spec, work.lessons.card, recipe.roles)
+    elif buffer_file is not None:
+        refuse_unwritable(buffer_file)
     planned = planned_buffer(work)
     origin = kept.origin if kept else planned
     if origin.steps < planned.steps:

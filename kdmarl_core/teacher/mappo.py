@@ -117,7 +117,7 @@ def shipped_recipe(spec: TaskSpec, suffix: str = "") -> Path:
     return share_folder() / "config" / "training" / f"{spec.slug}{suffix}.yaml"
 
 
-_recipe_file = functools.partial(config_file, "recipe", "training/*.yaml")
+recipe_file = functools.partial(config_file, "recipe", "training/*.yaml")  # by name or path
 
 
 def load_recipe(path: Path, spec: TaskSpec) -> Recipe:
@@ -126,7 +126,7 @@ def load_recipe(path: Path, spec: TaskSpec) -> Recipe:
     Raises:
         UserError: the file is missing or malformed, or is for another task.
     """
-    recipe = from_mapping(Recipe, read_with_bases(path, _recipe_file), str(path))
+    recipe = from_mapping(Recipe, read_with_bases(path, recipe_file), str(path))
     if recipe.task != spec.name:
         raise UserError(
             f"{path}: task: '{recipe.task}' is not '{spec.name}'; give that task's recipe"

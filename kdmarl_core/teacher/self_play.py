@@ -52,7 +52,9 @@ class MatchReturns(NamedTuple):
     random_team: float
 
 
-def self_play(make_match: MakeMatch, recipe: Recipe, seed: int, report: Report) -> SelfPlay:
+def self_play(
+    make_match: MakeMatch, recipe: Recipe, seed: int, report: Report, where: str = "recipe"
+) -> SelfPlay:
     """Train both sides.
 
     In half of the episodes the opponent meets the team, in half of them decoys: a second team that
@@ -65,18 +67,19 @@ def self_play(make_match: MakeMatch, recipe: Recipe, seed: int, report: Report) 
             steps are those of the team, and again those of the decoys.
         seed: the same seed gives the same networks on one number of threads.
         report: called after each iteration with its number and the returns of team and opponent.
+        where: names the recipe in errors.
 
     Raises:
         UserError: the recipe's networks are not feed-forward, or it has keys of teachers alone.
     """
     if recipe.architecture.network != "mlp":
         raise UserError(
-            f"architecture: network: '{recipe.architecture.network}' cannot be shipped as an "
-            "opponent; use mlp"
+            f"{where}: architecture: network: '{recipe.architecture.network}' cannot be shipped "
+            "as an opponent; use mlp"
         )
     for key in FOR_TEACHERS:
         if getattr(recipe, key):
-            raise UserError(f"{key}: is not for opponents; leave it out")
+            raise UserError(f"{where}: {key}: is not for opponents; leave it out")
     envs = recipe.num_envs
     match = make_match(2 * envs)
     torch.manual_seed(derive_seed(seed, 0))

@@ -309,7 +309,15 @@ def find_teacher(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if (path / CARD).is_file():
         return path
+    for within in path.glob(f"*/{CARD}"):
+        raise UserError(f"{path}: holds no {CARD}; did you mean {within.parent}?")
     shipped = share_folder() / "models"
+    if "/" in name_or_path:
+        names = ", ".join(sorted(card.parent.name for card in shipped.glob(f"*/{CARD}")))
+        raise UserError(
+            f"{path}: holds no {CARD}; give a folder that `kdmarl train` wrote, or the name of a "
+            f"teacher that ships: {names}"
+        )
     if not (shipped / name_or_path / CARD).is_file():
         raise unknown(
             "teacher", name_or_path, [card.parent.name for card in shipped.glob(f"*/{CARD}")]

@@ -58,7 +58,8 @@ def train(
                 f"{where}: {key}: is for teachers, who read everything, but this policy is to "
                 f"read what team '{team.name}' senses; leave one out"
             )
-    teacher = Teacher(task.spec, recipe.architecture, team)
+    with naming(where):
+        teacher = Teacher(task.spec, recipe.architecture, team)
     if recipe.begins_with:
         _take_weights(teacher, recipe.begins_with, f"{where}: begins_with")
     followers = _followers(recipe, task, f"{where}: followers: team")
