@@ -4,7 +4,9 @@ The swarm over ROS plays the same episodes through the same functions of this mo
 returns), so that both can be compared step by step.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -113,6 +115,31 @@ class RandomPlayer:
         """Ignore what is seen."""
         legal = [np.flatnonzero(mask) for mask in view.action_masks]
         return [int(actions[self._rng.integers(len(actions))]) for actions in legal]
+
+
+class TimedPlayer:
+    """Another player, and how long it takes to decide for the whole team (the source's TPS)."""
+
+    def __init__(self, player: TeamPlayer, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._player, self._clock = player, clock
+        self._seconds: list[list[float]] = []  # by episode, of each step
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode."""
+        self._seconds.append([])
+        self._player.reset(seed)
+
+    def act(self, view: View) -> list[int]:
+        """What the other player chooses."""
+        begun = self._clock()
+        actions = self._player.act(view)
+        self._seconds[-1].append(self._clock() - begun)
+        return actions
+
+    def decision_ms(self) -> tuple[float, float]:
+        """Milliseconds per step: the episodes' mean and, with several, its standard deviation."""
+        means = np.array([1000 * np.mean(seconds) for seconds in self._seconds])
+        return float(means.mean()), float(means.std(ddof=1)) if len(means) > 1 else math.nan
 
 
 class BundlePlayer:

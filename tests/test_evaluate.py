@@ -22,6 +22,7 @@ from kdmarl_core.evaluate import (
     BundlePlayer,
     Episode,
     RandomPlayer,
+    TimedPlayer,
     episode_seed,
     evaluation,
     play,
@@ -239,6 +240,36 @@ def test_students_see_and_remember_what_their_episode_allows(network):
 # The command
 
 
+def test_the_time_of_a_decision_is_of_all_robots_and_of_nothing_else(env):
+    """By a clock that each look moves on, by more in the second episode.
+
+    An action takes two looks more than none: 1 s, then 3 s. So the mean is 2 s, and the deviation
+    of the episodes' means sqrt((1 - 2)^2 + (3 - 2)^2) s.
+    """
+    now, steps = 0.0, {"per look": 0.5}
+
+    def clock():
+        nonlocal now
+        now += steps["per look"]
+        return now
+
+    class Slow(RandomPlayer):
+        def act(self, view):
+            clock()
+            return super().act(view)
+
+        def reset(self, seed):
+            clock()  # what takes time before an episode is no decision
+            super().reset(seed)
+
+    player, played = TimedPlayer(Slow(), clock), []
+    for seed, per_look in enumerate((0.5, 1.5)):
+        steps["per look"] = per_look
+        played += play(env, player, 1, seed)
+    assert player.decision_ms() == pytest.approx((2000.0, 1000 * 2**0.5))
+    assert played == [next(play(env, RandomPlayer(), 1, seed)) for seed in range(2)]
+
+
 @pytest.fixture
 def team(tmp_path):
     """A team file, and bundles of random weights for it."""
@@ -261,6 +292,9 @@ def test_command_plays_the_episodes_of_the_seed(kdmarl, team, env):
     assert done.code == 0, done.err
     figures = json.loads(done.out)
     assert figures["retention"] is None  # there was no teacher to compare with
+    for timed in figures["players"].values():
+        assert timed["decision_ms"] > 0
+        assert timed["decision_ms_deviation"] >= 0
     policies = [load_policy(bundles / f"robot_{index}") for index in range(3)]
     players = {
         "students": BundlePlayer(policies, load_team(str(path))),

@@ -49,9 +49,13 @@ def add_command(commands: Any) -> None:
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
-    """Play the same episodes with each player; print returns and retention."""
+    """Play the same episodes with each player; print returns, retention, and times of decisions.
+
+    A decision is that of the whole team in one step, all robots one after another on one thread;
+    its deviation is that of episodes.
+    """
     from kdmarl_core.errors import UserError
-    from kdmarl_core.evaluate import evaluation, play, scores
+    from kdmarl_core.evaluate import TimedPlayer, evaluation, play, scores
     from kdmarl_core.metrics import normalised_retention, percent, wins
     from kdmarl_core.team import load_team
 
@@ -66,16 +70,18 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     players = {name: _player(name, arguments, team) for name in names}
     if "teacher" in names and "students" in names:
         _note_other_teacher(players["students"].manifests, arguments.teacher or team.teacher)
+    timed = {name: TimedPlayer(player) for name, player in players.items()}
     env = team.task.make_reference()
     played: dict[str, list[Episode]] = {}
     with progress_bar() as bar:
-        for name, player in players.items():
+        for name, player in timed.items():
             line = bar.add_task(name, total=arguments.episodes, figures="")
             played[name] = []
             for episode in play(env, player, arguments.episodes, arguments.seed):
                 played[name].append(episode)
                 bar.update(line, advance=1)
     found = {name: evaluation(episodes, arguments.seed) for name, episodes in played.items()}
+    took = {name: player.decision_ms() for name, player in timed.items()}
     retention = None
     if set(played) == set(PLAYERS):
         retention = normalised_retention(
@@ -89,6 +95,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
                         "return": score.mean_return,
                         "standard_error": score.standard_error,
                         "win_rate": score.win_rate,
+                        "decision_ms": took[name][0],
+                        "decision_ms_deviation": took[name][1],
                     }
                     for name, score in found.items()
                 },
@@ -109,6 +117,9 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         header.append("wins")
         for row, score in zip(rows, found.values(), strict=True):
             row.append(wins(score.win_rate))
+    header.append("ms/decision")
+    for row, (mean, deviation) in zip(rows, took.values(), strict=True):
+        row.append(f"{mean:.3f} ± {deviation:.3f}")
     title = f"{team.task.spec.name}, {arguments.episodes} episodes, seed {arguments.seed}"
     print_table(title, header, rows)
     if retention:
@@ -142,8 +153,11 @@ def _player(name: str, arguments: argparse.Namespace, team: Team) -> Any:
             Path(arguments.bundles) if arguments.bundles else bundles_folder(team.students.name)
         )
         return BundlePlayer(load_bundles(team, folder), team, disturbance(arguments, team))
+    import torch
+
     from kdmarl_core.teacher.player import TeacherPlayer
     from kdmarl_core.teacher.teacher import find_teacher, load_teacher
 
     teacher, _ = load_teacher(find_teacher(arguments.teacher or team.teacher), spec)
+    torch.set_num_threads(1)  # as students have
     return TeacherPlayer(teacher, spec)
