@@ -81,6 +81,7 @@ $(VENV)/ros_env.sh: Makefile | $(BIN)/python
 	@printf '%s\n' '# Source this for a shell with kdmarl and ROS 2.' \
 		'source "$(BIN)/activate"' \
 		'export AMENT_PREFIX_PATH="$(VENV)" CMAKE_PREFIX_PATH="$(VENV)" OMP_WAIT_POLICY=passive' \
+		'export ROS_AUTOMATIC_DISCOVERY_RANGE="$${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"' \
 		'unset PYTHONPATH RMW_IMPLEMENTATION _ROS_WHEELS_BOOTSTRAP_COMPLETE' > $@
 
 $(INSTALLED): pyproject.toml $(PINS) scripts/requirements.py | $(VENV)/ros_env.sh

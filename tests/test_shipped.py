@@ -14,6 +14,7 @@ from kdmarl_core.teacher.player import TeacherPlayer
 from kdmarl_core.teacher.teacher import CARD, find_teacher, load_teacher
 from kdmarl_core.team import load_team
 from kdmarl_ros.parameter_files import robot_parameters
+from kdmarl_ros.safety import default_timeout_s
 
 SHARE = share_folder()
 TEAMS = sorted(path.stem for path in (SHARE / "config" / "teams").glob("*.yaml"))
@@ -55,6 +56,16 @@ def test_every_robot_has_its_parameters():
     for robot in {robot.name for name in TEAMS for robot in load_team(name).robots}:
         parameters = robot_parameters(robot, ROBOTS)
         assert (parameters["robot_type"], parameters["mode"]) == ("simulated", "lock_step")
+
+
+def test_no_shipped_robot_fails_for_a_message_that_got_lost():
+    """In real time, at the rate of its task: SMAX steps twice a second."""
+    for team in map(load_team, TEAMS):
+        rate_hz = team.task.spec.rate_hz
+        for robot in team.robots[:10]:
+            given = robot_parameters(robot.name, ROBOTS)
+            timeout_s = given.get("timeout_s") or default_timeout_s(rate_hz)
+            assert timeout_s > 2 / rate_hz, (team.name, robot.name)
 
 
 LIMITED = [name.removesuffix("_lha") for name in TEAMS if name.endswith("_lha")]
