@@ -299,3 +299,40 @@ def test_scene():
     np.testing.assert_allclose(drawn_m, units.position_m, atol=1e-4)
     stalker_m, zealot_m = 0.625, 0.5
     assert [entity.radius_m for entity in scene] == ([stalker_m] * 3 + [zealot_m] * 5) * 2
+
+
+def test_simulators_of_one_map_do_not_disturb_each_other():
+    """What they share is compiled, and does not change: two take turns as each does alone."""
+    task = make_task("smax/3m")
+
+    def turns(*seeds):
+        batches = [task.make_batch(ENVS) for _ in seeds]
+        shown = [[batch.reset(seed)] for batch, seed in zip(batches, seeds, strict=True)]
+        for _ in range(40):
+            for batch, history in zip(batches, shown, strict=True):
+                rng = np.random.default_rng(len(history))
+                history.append(batch.step(fight(history[-1].action_mask, rng)))
+        return shown
+
+    for together, alone in zip(turns(0, 1), [*turns(0), *turns(1)], strict=True):
+        for ours, expected in zip(together, alone, strict=True):
+            for field, value in zip(ours, expected, strict=True):
+                np.testing.assert_array_equal(field, value)
+
+
+def test_reference_simulators_of_one_map_do_not_disturb_each_other():
+    task = make_task("smax/3m")
+    rng, (first, second) = np.random.default_rng(0), (task.make_reference() for _ in range(2))
+    view, _ = first.reset(0), second.reset(1)
+    expected, found = [], []
+    for _ in range(10):
+        masks = np.stack(view.action_masks)
+        actions = [int(a) for a in fight(masks[None], rng)[0]]
+        second.step([STOP] * 3)
+        view, *_ = first.step(actions)
+        found.append((actions, view.state))
+    alone = task.make_reference()
+    alone.reset(0)
+    for actions, _ in found:
+        expected.append(alone.step(actions)[0].state)
+    np.testing.assert_array_equal([state for _, state in found], expected)

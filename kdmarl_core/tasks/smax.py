@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -154,11 +154,11 @@ class SmaxTask:
 
     def make_batch(self, num_envs: int) -> BatchEnv:
         """JaxMARL's simulator, jitted and vectorised."""
-        return _JaxBatch(self, num_envs)
+        return _JaxBatch(self.map_name, num_envs)
 
     def make_reference(self) -> ReferenceEnv:
         """JaxMARL's simulator, one episode at a time."""
-        return _JaxEpisode(self)
+        return _JaxEpisode(self.map_name, self.spec.num_agents)
 
 
 class _Rules(NamedTuple):
@@ -171,7 +171,7 @@ class _Rules(NamedTuple):
     show: Callable[[Any], Any]  # state -> observation [N, D], joint state [S], mask [N, A]
 
 
-def _rules(task: SmaxTask) -> _Rules:
+def _rules(map_name: str) -> _Rules:
     import jax
     import jax.numpy as jnp
 
@@ -179,7 +179,7 @@ def _rules(task: SmaxTask) -> _Rules:
     # JaxMARL compares the step counter before it counts: 99 gives episodes of 100 steps. All
     # other settings are SMAX's defaults, with which JaxMARL's own baselines are trained.
     env = smax.HeuristicEnemySMAX(
-        scenario=smax.map_name_to_scenario(task.map_name), max_steps=EPISODE_STEPS - 1
+        scenario=smax.map_name_to_scenario(map_name), max_steps=EPISODE_STEPS - 1
     )
     own_size = len(OWN) + len(UNIT_TYPES)
 
@@ -211,36 +211,65 @@ def _rules(task: SmaxTask) -> _Rules:
     return _Rules(env, begin, advance, show)
 
 
+class _Jitted(NamedTuple):
+    """A simulator's functions, which whoever makes it again in a process need not compile again.
+
+    Compiled apart, `show` is compiled once for `reset` and `step`.
+    """
+
+    env: Any
+    begin: Callable[..., Any]
+    step: Callable[..., Any]
+    show: Callable[..., Any]
+
+
+@cache
+def _jitted_batch(map_name: str, num_envs: int) -> _Jitted:
+    """`begin` makes a pool of episodes; `step` takes from it what follows those that end."""
+    import jax
+    import jax.numpy as jnp
+
+    rules = _rules(map_name)
+    begin = jax.vmap(rules.begin, (None, 0))
+    advance = jax.vmap(rules.advance, (0, 0, None, 0))
+
+    def fill(key: Any, made: Any) -> Any:
+        pool = begin(key, made + jnp.arange(num_envs * POOLED_EPISODES))
+        return pool, jax.tree.map(lambda leaf: leaf[:num_envs], pool)
+
+    def step(state: Any, actions: Any, key: Any, steps: Any, pool: Any, used: Any) -> Any:
+        key = jax.random.fold_in(key, steps)
+        state, reward, done, won = advance(state, actions, key, jnp.arange(num_envs))
+        taken = used + jnp.cumsum(done) - 1
+
+        def restart(fresh: Any, old: Any) -> Any:
+            where = done.reshape(num_envs, *[1] * (old.ndim - 1))
+            return jnp.where(where, fresh[taken], old)
+
+        return jax.tree.map(restart, pool, state), reward, done, won
+
+    return _Jitted(rules.env, jax.jit(fill), jax.jit(step), jax.jit(jax.vmap(rules.show)))
+
+
+@cache
+def _jitted_episode(map_name: str) -> _Jitted:
+    """One episode at a time."""
+    import jax
+
+    rules = _rules(map_name)
+
+    def step(state: Any, actions: Any, key: Any, steps: Any) -> Any:
+        return rules.advance(state, actions, jax.random.fold_in(key, steps), 0)
+
+    return _Jitted(rules.env, jax.jit(rules.begin), jax.jit(step), jax.jit(rules.show))
+
+
 class _JaxBatch:
-    def __init__(self, task: SmaxTask, num_envs: int) -> None:
+    def __init__(self, map_name: str, num_envs: int) -> None:
         import jax
-        import jax.numpy as jnp
 
-        rules = _rules(task)
-        pool_size = num_envs * POOLED_EPISODES
-        begin = jax.vmap(rules.begin, (None, 0))
-        advance = jax.vmap(rules.advance, (0, 0, None, 0))
-
-        def fill(key: Any, made: Any) -> Any:
-            pool = begin(key, made + jnp.arange(pool_size))
-            return pool, jax.tree.map(lambda leaf: leaf[:num_envs], pool)
-
-        def step(state: Any, actions: Any, key: Any, steps: Any, pool: Any, used: Any) -> Any:
-            key = jax.random.fold_in(key, steps)
-            state, reward, done, won = advance(state, actions, key, jnp.arange(num_envs))
-            taken = used + jnp.cumsum(done) - 1
-
-            def restart(fresh: Any, old: Any) -> Any:
-                where = done.reshape(num_envs, *[1] * (old.ndim - 1))
-                return jnp.where(where, fresh[taken], old)
-
-            return jax.tree.map(restart, pool, state), reward, done, won
-
-        self._jax = jax
-        # Compiled apart, `show` is compiled once for `reset` and `step`.
-        self._fill, self._step = jax.jit(fill), jax.jit(step)
-        self._show = jax.jit(jax.vmap(rules.show))
-        self._num_envs, self._pool_size = num_envs, pool_size
+        self._jax, self._jitted = jax, _jitted_batch(map_name, num_envs)
+        self._num_envs, self._pool_size = num_envs, num_envs * POOLED_EPISODES
         self._pool_key = self._step_key = jax.random.PRNGKey(0)
         self._state: Any = None
         self._pool: Any = None
@@ -257,7 +286,7 @@ class _JaxBatch:
     def step(self, actions: Integers) -> BatchStep:
         if self._used + self._num_envs > self._pool_size:
             self._refill()
-        self._state, reward, done, won = self._step(
+        self._state, reward, done, won = self._jitted.step(
             self._state,
             actions.astype(np.int32),
             self._step_key,
@@ -271,13 +300,13 @@ class _JaxBatch:
         return shown
 
     def _refill(self) -> Any:
-        self._pool, first = self._fill(self._pool_key, self._made)
+        self._pool, first = self._jitted.begin(self._pool_key, self._made)
         self._made += self._pool_size
         self._used = 0
         return first
 
     def _shown(self, reward: Any, done: Any, won: Any) -> BatchStep:
-        observation, state, mask = self._show(self._state)
+        observation, state, mask = self._jitted.show(self._state)
         return BatchStep(
             np.array(observation),
             np.array(state),
@@ -289,31 +318,23 @@ class _JaxBatch:
 
 
 class _JaxEpisode:
-    def __init__(self, task: SmaxTask) -> None:
+    def __init__(self, map_name: str, agents: int) -> None:
         import jax
 
-        rules = _rules(task)
-
-        def step(state: Any, actions: Any, key: Any, steps: Any) -> Any:
-            return rules.advance(state, actions, jax.random.fold_in(key, steps), 0)
-
-        self._jax = jax
-        self._env = rules.env
-        self._names = [agent.name for agent in task.spec.agents]
-        self._begin, self._step = jax.jit(rules.begin), jax.jit(step)
-        self._show = jax.jit(rules.show)
+        self._jax, self._jitted = jax, _jitted_episode(map_name)
+        self._agents = agents
         self._key = jax.random.PRNGKey(0)
         self._state: Any = None
         self._steps = 0
 
     def reset(self, seed: int) -> View:
         key, self._key = self._jax.random.split(self._jax.random.PRNGKey(seed))
-        self._state = self._begin(key, 0)
+        self._state = self._jitted.begin(key, 0)
         self._steps = 0
         return self._view()
 
     def step(self, actions: Sequence[int]) -> Outcome:
-        self._state, reward, done, won = self._step(
+        self._state, reward, done, won = self._jitted.step(
             self._state, np.array(actions, np.int32), self._key, self._steps
         )
         self._steps += 1
@@ -321,7 +342,7 @@ class _JaxEpisode:
         return Outcome(self._view(), float(reward), bool(done), label)
 
     def scene(self) -> list[Entity]:
-        state, env = self._state.state, self._env
+        state, env = self._state.state, self._jitted.env
         of_type = np.stack(
             [env.unit_type_radiuses, env.unit_type_sight_ranges, env.unit_type_health], axis=1
         )
@@ -335,12 +356,12 @@ class _JaxEpisode:
         return [
             Entity(
                 name,
-                "agent" if i < len(self._names) else "enemy",
+                "agent" if i < self._agents else "enemy",
                 *map(float, (x_m, y_m, radius_m, sight_m, health / whole)),
             )
             for i, (name, (x_m, y_m), (radius_m, sight_m, whole), health) in enumerate(units)
         ]
 
     def _view(self) -> View:
-        observation, state, mask = map(np.array, self._show(self._state))
+        observation, state, mask = map(np.array, self._jitted.show(self._state))
         return View(tuple(observation), state, tuple(mask))
