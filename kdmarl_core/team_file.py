@@ -164,7 +164,8 @@ class TeamFile:
 
     `base` names a team whose file lies below this one, `defaults` holds what robots share; a
     robot's own keys win over both. A number of `robots` means robot_0, which plays the task's
-    first agent, and so on. A relative path of `base` or `recipe` begins at its file.
+    first agent, and so on. A relative path of `base`, `recipe` or `teacher` (one with a slash)
+    begins at its file.
     """
 
     task: str
@@ -195,9 +196,11 @@ def _read(path: Path) -> dict[str, Any]:
     """The file's mapping laid over that of the team that its key `base` names, if it has one."""
 
     def prepare(document: dict[str, Any], file: Path) -> None:
-        recipe = document.get("recipe")
+        recipe, teacher = document.get("recipe"), document.get("teacher")
         if isinstance(recipe, str) and is_yaml(recipe):
             document["recipe"] = str(file.parent / recipe)
+        if isinstance(teacher, str) and "/" in teacher:
+            document["teacher"] = str(file.parent / teacher)
 
     return read_with_bases(path, find_team_file, prepare)
 

@@ -82,15 +82,17 @@ def test_what_a_base_takes_away_does_not_come_back(load, tmp_path):
 
 
 def test_relative_paths_begin_at_their_file(tmp_path, monkeypatch):
-    """A base and its recipe lie where their files say, whatever the folder of the command."""
+    """Base, recipe and teacher lie where their files say, whatever the folder of the command."""
     (tmp_path / "teams" / "shared").mkdir(parents=True)
-    write_yaml(tmp_path / "teams" / "shared" / "first.yaml", TEAM_FILE | {"recipe": "slow.yaml"})
+    paths = {"recipe": "slow.yaml", "teacher": "../models/mine"}
+    write_yaml(tmp_path / "teams" / "shared" / "first.yaml", {**TEAM_FILE, **paths})
     path = write_yaml(tmp_path / "teams" / "second.yaml", {"base": "shared/first.yaml"})
     for folder, name in ((tmp_path, "teams/second.yaml"), (path.parent, "second.yaml")):
         monkeypatch.chdir(folder)
         team = load_team(name)
         assert len(team.robots) == 3
         assert Path(team.recipe).resolve() == path.parent / "shared" / "slow.yaml"
+        assert Path(team.teacher).resolve() == path.parent / "models" / "mine"
 
 
 def test_a_base_that_leads_back_is_refused_however_it_is_spelt(tmp_path, refusal):
