@@ -489,6 +489,13 @@ def test_expert_buffers(workshop, refused):
     assert line.startswith(f"kdmarl: {workshop.teacher}: ")
 
 
+def test_the_folder_of_a_run_is_not_its_teacher(workshop, refused):
+    """`kdmarl train` leaves a checkpoint, and beside it the teacher."""
+    line = refused(workshop.distil("--teacher", workshop.root))
+    teacher = workshop.file("teacher")
+    assert line == f"kdmarl: {workshop.root}: holds no card.json; give {teacher}\n"
+
+
 def test_an_expert_buffer_of_another_teacher(kdmarl, workshop, refused):
     file = workshop.file("buffer")
     made = workshop.distil("--buffer", file, "--output", workshop.file("out"), "--episodes", 1)

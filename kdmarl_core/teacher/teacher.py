@@ -309,8 +309,9 @@ def find_teacher(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if (path / CARD).is_file():
         return path
-    for within in path.glob(f"*/{CARD}"):
-        raise UserError(f"{path}: holds no {CARD}; did you mean {within.parent}?")
+    within = sorted(str(card.parent) for card in path.glob(f"*/{CARD}"))
+    if within:
+        raise UserError(f"{path}: holds no {CARD}; give {' or '.join(within)}")
     shipped = share_folder() / "models"
     if "/" in name_or_path:
         names = ", ".join(sorted(card.parent.name for card in shipped.glob(f"*/{CARD}")))
