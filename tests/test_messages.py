@@ -29,7 +29,7 @@ from kdmarl_core.distil.messages import (
     draw_delivery,
     joined,
 )
-from kdmarl_core.distil.on_policy import StudentsActing
+from kdmarl_core.distil.on_policy import MESSAGE_STEPS, StudentsActing, refuse_short_parts
 from kdmarl_core.distil.recipe import Recipe
 from kdmarl_core.distil.run import Work, distil, export, measure, write_team
 from kdmarl_core.distil.samples import Batch, Labels, label
@@ -119,6 +119,14 @@ def test_mistakes_are_refused_in_one_line(load, refusal, change, words):
     message = refusal(load, document)
     for word in words:
         assert word in message
+
+
+def test_a_delay_that_no_rollout_can_train_is_to_be_lowered(refusal):
+    """Longer rollouts would not help: gradients follow messages through so many steps at most."""
+    refuse_short_parts(2 * MESSAGE_STEPS, MESSAGE_STEPS - 1)
+    message = refusal(refuse_short_parts, 4 * MESSAGE_STEPS, MESSAGE_STEPS)
+    assert f"arrives {MESSAGE_STEPS} steps late; lower delay_steps" in message
+    assert "rollout_steps" not in message
 
 
 # Delivery in training: the same as an inbox, in batches

@@ -313,14 +313,12 @@ def find_teacher(name_or_path: str) -> Path:
     if within:
         raise UserError(f"{path}: holds no {CARD}; give {' or '.join(within)}")
     shipped = share_folder() / "models"
+    names = sorted(card.parent.name for card in shipped.glob(f"*/{CARD}"))
     if "/" in name_or_path:
-        names = ", ".join(sorted(card.parent.name for card in shipped.glob(f"*/{CARD}")))
         raise UserError(
             f"{path}: holds no {CARD}; give a folder that `kdmarl train` wrote, or the name of a "
-            f"teacher that ships: {names}"
+            f"teacher that ships: {', '.join(names)}"
         )
-    if not (shipped / name_or_path / CARD).is_file():
-        raise unknown(
-            "teacher", name_or_path, [card.parent.name for card in shipped.glob(f"*/{CARD}")]
-        )
+    if name_or_path not in names:
+        raise unknown("teacher", name_or_path, names)
     return shipped / name_or_path
